@@ -125,7 +125,8 @@ class RankConfig(Section):
     """With `source: human`, guidelines for annotators in Markdown, shown beside the prompts. Each ranking names the
     version that its annotator was shown."""
     quota: Count | None = None
-    """With `source: human`, number of prompts for each annotator; who has ranked as many is shown no more."""
+    """With `source: human`, number of prompts for each annotator in each round; an annotator who has ranked this many
+    gets no more prompts."""
     deadline: date | None = None
     """With `source: human`, last day for ranking, as YYYY-MM-DD: page and terminal show the pace until then."""
 
@@ -218,6 +219,10 @@ class Config(Section):
             text = "align.algorithm is dpo, which learns from comparisons and not from ppo.rewards; remove them"
             yield Conflict(("align.algorithm", "ppo.rewards"), text)
         yield from self._judge_conflicts()
+        if self.reward.annotator_weights != "equal" and self.rank.source == "judge":
+            text = f"reward.annotator_weights: {self.reward.annotator_weights} requires several annotators, and "
+            text += "rank.source: judge has one; remove it"
+            yield Conflict(("reward.annotator_weights", "rank.source"), text)
 
     def _stage_conflicts(self) -> Iterator[Conflict]:
         if [stage for stage in STAGES if stage in self.stages] != list(self.stages):

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,11 +12,14 @@ from torch import Tensor
 
 from lowrank_rlhf.config.schema import RewardConfig
 from lowrank_rlhf.evaluation.reward_metrics import correct_pairs
+from lowrank_rlhf.maths.reward_gate import LEAST_PROMPTS, LEAST_TRAINING_PROMPTS
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.maths.statistics import Floats, percentile_interval
 from lowrank_rlhf.preferences.reward_tests import CurvePoint, LearningCurve
+from lowrank_rlhf.run.files import read_record, write_json_atomic
+from lowrank_rlhf.run.progress import StopRequest
 from lowrank_rlhf.training.reward_data import Group
-from lowrank_rlhf.training.rewards.reward_head import fit_head, with_length
+from lowrank_rlhf.training.rewards.reward_head import HeadFit, fit_head, with_length
 
 MORE = 24
 """Further ranked prompts whose gain is estimated."""
@@ -23,8 +27,13 @@ SHARES = (0.25, 0.5, 0.75, 1.0)
 """Shares of the training prompts that heads are fitted to."""
 DRAWS = 3
 """Random parts of each share below 1; their accuracies are averaged."""
-FEWEST = 16
-"""Training prompts below which there is no curve."""
+CURVE_FILE = "curve.json"
+"""Curve in the stage's work folder, for a resumed training."""
+
+
+def enough_for_curve(train: Sequence[Group], held_out: Sequence[Group]) -> bool:
+    """Return True if there are enough training and held-out prompts for a learning curve."""
+    return len(train) >= LEAST_TRAINING_PROMPTS and len(held_out) >= LEAST_PROMPTS
 
 
 def learning_curve(
@@ -34,6 +43,8 @@ def learning_curve(
     config: RewardConfig,
     seed: int,
     samples: int,
+    whole: tuple[Tensor, HeadFit] | None = None,
+    stop: StopRequest | None = None,
 ) -> LearningCurve | None:
     """Fit heads to random parts of the training prompts and test each on the held-out ones.
 
@@ -44,10 +55,12 @@ def learning_curve(
         config: settings of the fit; `head_l2` must be set, so that all heads have the same penalty.
         seed: seed of the parts and of the bootstrap.
         samples: bootstrap resamples.
+        whole: head of one member fitted to all training prompts, if it is known.
+        stop: request to stop, obeyed between two fits.
 
-    Returns None with fewer than `FEWEST` training prompts.
+    Returns None without `enough_for_curve`.
     """
-    if len(train) < FEWEST:
+    if not enough_for_curve(train, held_out):
         return None
     alone = [replace(group, counts=(1,)) for group in train]
     sizes = [round(share * len(train)) for share in SHARES]
@@ -56,15 +69,29 @@ def learning_curve(
     for size in sizes:
         draws = []
         for draw in range(DRAWS if size < len(train) else 1):
+            if stop:
+                stop.check("the head is fitted again on resume")
             part = random.Random(derive_seed(seed, size, draw)).sample(range(len(train)), size)
             own = [features[index] for index in part]
-            head, fit = fit_head([alone[index] for index in part], own, config, seed)
+            known = whole if size == len(train) else None
+            head, fit = known or fit_head([alone[index] for index in part], own, config, seed)
             column = torch.cat([head[0], torch.tensor([fit.scale(config).length])])  # (h + 1,)
             read = zip(held_out, features[len(train) :], strict=True)
             values, prompts = correct_pairs(held_out, [with_length(group, each) @ column for group, each in read])
             draws.append(values)
         correct.append(np.mean(draws, axis=0))
     return curve_of(sizes, np.array(correct), prompts, MORE * (1 - config.held_out), samples, seed)
+
+
+def save_curve(work: Path, curve: LearningCurve | None) -> None:
+    """Write the curve, or that there is none, into the work folder."""
+    write_json_atomic(work / CURVE_FILE, {"schema": 1, "curve": curve and curve.model_dump()})
+
+
+def saved_curve(work: Path) -> LearningCurve | None:
+    """Return the curve of the work folder, or None."""
+    found = read_record(work / CURVE_FILE)
+    return LearningCurve.model_validate(found["curve"]) if found and found["curve"] else None
 
 
 def curve_of(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import compress
 
 from torch import Tensor
 
@@ -61,6 +62,9 @@ def ranked_earlier(run_dir: RunDir, groups: Sequence[Group]) -> int:
 
 def _of_round(groups: Sequence[Group], answers: set[str]) -> list[Group]:
     """Return the groups with the pairs of these answers only; every pair is within one round."""
-    return [
-        replace(group, pairs=[pair for pair in group.pairs if group.samples[pair[0]] in answers]) for group in groups
-    ]
+    found = []
+    for group in groups:
+        kept = [group.samples[pair[0]] in answers for pair in group.pairs]
+        pairs, weights = list(compress(group.pairs, kept)), tuple(compress(group.weights, kept))
+        found.append(replace(group, pairs=pairs, weights=weights))
+    return found

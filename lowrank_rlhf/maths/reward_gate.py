@@ -1,5 +1,6 @@
 """Test of a reward model before a policy is optimised against it, and the test's expected outcome by simulation."""
 
+import itertools
 import math
 from bisect import bisect_left
 from functools import lru_cache
@@ -17,6 +18,8 @@ to be better than chance, no better than the rule by length, or not shown to be 
 LEAST_PROMPTS = 6
 """Held-out prompts that can show anything: six of six right has a probability of 1/64 by chance, five of five of 1/32,
 above the 2.5 % of one side of the interval. The bootstrap of one prompt has no width at all."""
+LEAST_TRAINING_PROMPTS = 16
+"""Training prompts below which no learning curve is measured."""
 POWER = 0.8
 """Expected pass rate at which a number of prompts is enough."""
 PROMPTS = (12, 24, 36, 48, 60, 80, 100, 120, 150, 180, 210, 250, 300, 400, 500, 700, 1000)
@@ -42,6 +45,13 @@ def weakness_of(prompts: int, accuracy: Interval, over_length: Interval) -> Weak
 def held_out_count(held_out: float, prompts: int) -> int:
     """Return the number of held-out prompts, at least one and never all."""
     return min(max(1, round(held_out * prompts)), prompts - 1)
+
+
+def prompts_for_curve(held_out: float) -> int:
+    """Return the smallest number of ranked prompts with which a learning curve is measured."""
+    least = max(math.floor((LEAST_PROMPTS - 1) / held_out), LEAST_TRAINING_PROMPTS + LEAST_PROMPTS)
+    parts = ((ranked, held_out_count(held_out, ranked)) for ranked in itertools.count(least))
+    return next(ranked for ranked, test in parts if test >= LEAST_PROMPTS and ranked - test >= LEAST_TRAINING_PROMPTS)
 
 
 @lru_cache(maxsize=256)

@@ -3,6 +3,7 @@
 from statistics import median
 from typing import NamedTuple
 
+from lowrank_rlhf.config.schema import RankConfig
 from lowrank_rlhf.preferences.agreement import (
     PositionBias,
     SameOrder,
@@ -72,17 +73,19 @@ class Overview(NamedTuple):
 def ranking_progress(project: Project, annotator: str) -> RankingProgress:
     """Return the progress of this annotator and of all annotators together."""
     counts, store, needed = project.counts(annotator), project.store, project.needed
-    enough = 0 < needed <= store.ranked_prompts()
+    settings, trainable = project.settings or RankConfig(), store.ranked_prompts()
+    enough, pace = 0 < needed <= trainable, pace_until(settings.deadline, needed - trainable)
     if needed:
         needed += counts.prompts - store.trainable_prompts()
     if enough:
         needed = min(needed, counts.ranked_by_anyone)
     seconds = project.store.latest_seconds(annotator, PACE_OF)
     each = median(seconds) if seconds else None
-    left = max(0, needed - counts.ranked_by_anyone) or counts.prompts - counts.ranked - counts.skipped
-    own_left, pace = project.own_left(annotator), project.pace
-    if own_left is not None and project.settings:
-        left, pace = min(left, own_left), pace_until(project.settings.deadline, own_left)
+    own_left, not_ranked = None, counts.prompts - counts.ranked - counts.skipped
+    left = max(0, needed - counts.ranked_by_anyone) or not_ranked
+    if settings.quota is not None:
+        own_left = max(0, settings.quota - counts.ranked)
+        left, pace = min(left, own_left), pace_until(settings.deadline, min(own_left, not_ranked))
     return RankingProgress(
         prompts=counts.prompts,
         needed=needed,

@@ -99,7 +99,9 @@ class Project:
     @property
     def pace(self) -> DeadlinePace | None:
         """Pace until the deadline for all annotators together; None without a deadline or with enough rankings."""
-        return pace_until(self.settings.deadline, self.needed - self.store.ranked_prompts()) if self.settings else None
+        if self.settings is None or self.settings.deadline is None:
+            return None
+        return pace_until(self.settings.deadline, self.needed - self.store.ranked_prompts())
 
     @property
     def next_command(self) -> str:

@@ -42,15 +42,16 @@ class LearningCurve(BaseModel):
 
     @property
     def shown(self) -> bool:
-        """True if the gain is shown to be more than none."""
+        """True if the gain is shown to be above zero."""
         return self.gain_interval[0] > 0
 
     def in_words(self) -> str:
         """Return the gain as a sentence for the terminal, without a full stop."""
-        doubt = "" if self.shown else ", not shown to be more than none"
-        return "{more} more rankings would gain about {gain} points ({low} to {high}){doubt}".format(
-            **self.values, doubt=doubt
-        )
+        doubt = "" if self.shown else ", not shown to be above zero"
+        return (
+            "{more} more rankings would gain about {gain} percentage points of accuracy on held-out pairs "
+            "({low} to {high}){doubt}"
+        ).format(**self.values, doubt=doubt)
 
 
 class RewardTest(BaseModel):

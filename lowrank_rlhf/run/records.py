@@ -109,6 +109,10 @@ class Comparison(Record):
     rejected: str
     annotator: str
     tier_gap: int = 1
+    decision: bool = False
+    """True if it is from the owner's decision and not from an annotator's ranking."""
+    replaced: bool = False
+    """True if a decision replaces it: nothing is learned from it, and it shows how reliable its annotator is."""
 
 
 class Score(Record):

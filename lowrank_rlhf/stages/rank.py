@@ -1,7 +1,7 @@
 """Stage 2b: rankings of the answers from a judge, a data set or people, and the comparisons that follow from them."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from lowrank_rlhf.config.schema import Config, RankConfig
@@ -14,7 +14,7 @@ from lowrank_rlhf.preferences.judges.loading import Judge
 from lowrank_rlhf.preferences.store import AnnotationStore
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress, StopRequest
-from lowrank_rlhf.run.records import Prompt, Ranking, Sample, read_jsonl, write_jsonl
+from lowrank_rlhf.run.records import Comparison, Prompt, Ranking, Sample, read_jsonl, write_jsonl
 from lowrank_rlhf.run.results import RankResult
 from lowrank_rlhf.session import Session
 
@@ -40,8 +40,10 @@ def run(session: Session) -> RankResult:
             if judge
             else _rankings_of_people(session.run_dir, session.config, prompts, answers)
         )
-    comparisons = [comparison for ranking in rankings for comparison in compare(ranking)]
-    if not comparisons:
+    own, decided = _before_decisions(session.run_dir, config, rankings)
+    comparisons = _comparisons(rankings, own, decided)
+    learned = sum(not comparison.replaced for comparison in comparisons)
+    if not learned:
         text = "rank: no answer was preferred to another, so the reward model has nothing to learn"
         raise UserError(Fault("nothing_preferred", text))
     work = session.work("rank")
@@ -53,9 +55,9 @@ def run(session: Session) -> RankResult:
     return RankResult(
         annotators=tuple(sorted({ranking.annotator for ranking in rankings})),
         rankings=len(rankings),
-        comparisons=len(comparisons),
+        comparisons=learned,
         longer_preferred=length_bias(rankings, answers),
-        krippendorff_alpha=krippendorff_alpha(_before_decisions(session.run_dir, config, rankings)),
+        krippendorff_alpha=krippendorff_alpha(own),
         **usage,
     )
 
@@ -81,13 +83,29 @@ def _rank_by_judge(
     return rankings
 
 
-def _before_decisions(run_dir: RunDir, config: RankConfig, rankings: Sequence[Ranking]) -> Sequence[Ranking]:
-    """Return people's own rankings: decisions on disagreements must not raise the agreement."""
+def _before_decisions(
+    run_dir: RunDir, config: RankConfig, rankings: Sequence[Ranking]
+) -> tuple[Sequence[Ranking], set[str]]:
+    """Return people's own rankings and the decided prompts.
+
+    Decisions on disagreements must neither raise the agreement nor hide how reliable each annotator is.
+    """
     if config.source != "human":
-        return rankings
+        return rankings, set()
     asked = {ranking.prompt_id for ranking in rankings}
-    current = AnnotationStore(run_dir.path / STORE).contents().current()
-    return [ranking for ranking in current if ranking.prompt_id in asked]
+    contents = AnnotationStore(run_dir.path / STORE).contents()
+    own = [ranking for ranking in contents.current() if ranking.prompt_id in asked]
+    return own, {ranking.prompt_id for ranking in contents.decisions}
+
+
+def _comparisons(rankings: Sequence[Ranking], own: Sequence[Ranking], decided: Collection[str]) -> list[Comparison]:
+    """Return the comparisons to learn from, then those of people's `own` rankings that decisions replace."""
+    learned = [pair for ranking in rankings for pair in compare(ranking)]
+    replaced = [pair for ranking in own if ranking.prompt_id in decided for pair in compare(ranking)]
+    return [
+        *(pair.model_copy(update={"decision": pair.prompt_id in decided}) for pair in learned),
+        *(pair.model_copy(update={"replaced": True}) for pair in replaced),
+    ]
 
 
 def _rankings_of_people(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowrank_rlhf.config.schema import Config, RewardConfig
 from lowrank_rlhf.errors import visible
-from lowrank_rlhf.evaluation.learning_curve import learning_curve
+from lowrank_rlhf.evaluation.learning_curve import enough_for_curve, learning_curve, save_curve, saved_curve
 from lowrank_rlhf.evaluation.match import finite_scores, pack_answers
 from lowrank_rlhf.evaluation.prompt_audit import audit_in_words, audit_prompts
 from lowrank_rlhf.evaluation.reward_metrics import (
@@ -34,7 +34,7 @@ from lowrank_rlhf.models.scoring import require_finite
 from lowrank_rlhf.models.shared_prompts import answer_features
 from lowrank_rlhf.models.storage import save_role
 from lowrank_rlhf.preferences.reward_tests import LearningCurve, RewardTest, record_reward_test
-from lowrank_rlhf.preferences.team.reliability import annotator_weights
+from lowrank_rlhf.preferences.team.reliability import FEWEST, annotator_weights
 from lowrank_rlhf.run.checkpoints import latest_checkpoint
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import write_json_atomic
@@ -128,7 +128,7 @@ def _train_and_score(
     Training groups come first. The scores are (K,), and (K, M) of M > 1 members.
     """
     settings, every, work = config.reward, [*train, *held_out], run_dir.work("reward")
-    features, fit, curve = None, HeadFit.saved(work), None
+    features, fit, curve = None, HeadFit.saved(work), saved_curve(work)
     if settings.fit_head_first and not latest_checkpoint(work):  # otherwise it was fitted before
         features = _features(roles, every, settings.pooling, progress)
         weight, fit = fit_head(train, features[: len(train)], settings, derive_seed(config.seed, "reward", "folds"))
@@ -138,7 +138,11 @@ def _train_and_score(
         progress.say(f"  {fit.in_words(settings)}")
         same = settings.model_copy(update={"head_l2": fit.l2})
         seed, samples = derive_seed(config.seed, "reward", "curve"), config.evaluate.bootstrap_samples
-        curve = learning_curve(train, held_out, features, same, seed, samples)
+        if enough_for_curve(train, held_out):
+            progress.say("  fitting heads to parts of the rankings for the learning curve")
+        whole = (weight, fit) if settings.members == 1 else None
+        curve = learning_curve(train, held_out, features, same, seed, samples, whole, stop)
+        save_curve(work, curve)
     if settings.epochs:
         train_adapter(
             settings, config.seed, roles, train, fit.training_scale(settings.pooling), run_dir, progress, stop
@@ -153,13 +157,14 @@ def _train_and_score(
 
 
 def _annotator_weights(settings: RewardConfig, run_dir: RunDir, progress: Progress) -> dict[str, float] | None:
-    """Return and print the weight of each annotator; None if all are equal by the settings."""
+    """Return and print the weight of each annotator; None if all are equal, by the settings or as not estimated."""
     if settings.annotator_weights == "equal":
         return None
-    weights = annotator_weights(every_round(run_dir, "comparisons.jsonl", Comparison))
+    weights, common = annotator_weights(every_round(run_dir, "comparisons.jsonl", Comparison))
     shown = ", ".join(f"{visible(name)} {weight:.2f}" for name, weight in weights.items())
-    progress.say(f"  weights of the annotators by reliability: {shown}")
-    return weights
+    not_estimated = f"not estimated: {common} of {FEWEST} annotators with common prompts; all weigh the same"
+    progress.say(f"  weights of the annotators by reliability: {shown or not_estimated}")
+    return weights or None
 
 
 def _report_accuracy(

@@ -18,6 +18,7 @@ from lowrank_rlhf.maths.reward_gate import held_out_count
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.maths.sequences import Sequences, pack
 from lowrank_rlhf.models.base import Base
+from lowrank_rlhf.preferences.team.reliability import weight_of
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import read_record
 from lowrank_rlhf.run.records import Comparison, Prompt, R, Ranking, Sample, read_jsonl
@@ -100,12 +101,14 @@ def make_groups(
 ) -> tuple[list[Group], str | None]:
     """Return the comparisons by prompt, cut to `model.max_length`, and a note if anything was cut or skipped.
 
-    Comparisons of answers that differ only after the cut are left out. `weights` are the annotators'; 1 by default.
+    Comparisons of answers that differ only after the cut are left out, and those that a decision replaces. `weights`
+    are the annotators'; 1 by default.
     """
     answers = {sample.id: sample for sample in samples}
     comparisons, rankings = defaultdict(list), defaultdict(list)
     for comparison in pairs:
-        comparisons[comparison.prompt_id].append(comparison)
+        if not comparison.replaced:
+            comparisons[comparison.prompt_id].append(comparison)
     for ranking in orders:
         rankings[ranking.prompt_id].append(ranking)
     groups, dropped, cut, same = [], 0, 0, 0
@@ -147,7 +150,7 @@ def _group(
         lengths=[len(sample.text) for sample in samples],
         pairs=[(index[pair.chosen], index[pair.rejected], pair.tier_gap) for pair in comparisons],
         rankings=[[[index[sample] for sample in tier] for tier in ranking.tiers] for ranking in rankings],
-        weights=tuple(weights[pair.annotator] for pair in comparisons) if weights else (),
+        weights=tuple(weight_of(pair, weights) for pair in comparisons) if weights else (),
     )
 
 

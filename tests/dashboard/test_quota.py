@@ -1,4 +1,4 @@
-"""A number of prompts for each person and a last day: what annotators, owner and terminal are told."""
+"""A number of prompts for each person and a last day: as annotators, owner and terminal see them."""
 
 import io
 import sys
@@ -14,7 +14,7 @@ from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.dashboard.ranking.session import ranking_handler, sign
 from lowrank_rlhf.pipeline.fingerprint import fingerprint
-from lowrank_rlhf.preferences.project import open_project
+from lowrank_rlhf.preferences.project import Project, open_project
 from lowrank_rlhf.preferences.team import pace
 from lowrank_rlhf.preferences.team.pace import pace_until
 from lowrank_rlhf.stages import STAGES
@@ -67,7 +67,10 @@ def test_who_has_ranked_the_share_sees_so_and_no_more_prompts(tmp_path: Path, st
     second = step("key", prompt_id="p0", keys=["1"], key="\r")
     assert second["item"]["prompt_id"] == "p1"
     last = step("key", prompt_id="p1", keys=["1"], key="\r")
-    assert (last["item"], last["progress"]["quota"]) == (None, "You have ranked your share, 2 prompts. Thank you.")
+    assert (last["item"], last["progress"]["quota"]) == (
+        None,
+        "You have ranked your share of this round (2). Thank you.",
+    )
     assert last["progress"]["line"][-1] == "your share: 2 of 2"
     back = step("key", key="u")
     assert (back["item"]["prompt_id"], back["progress"]["quota"]) == ("p1", "")
@@ -85,6 +88,18 @@ def test_without_a_share_the_pace_is_of_all_together(tmp_path: Path, step, monke
     assert step("open")["progress"]["line"][-1] == "the deadline, 2026-12-10, has passed"
 
 
+def test_the_pace_of_a_share_is_of_the_prompts_that_are_left(tmp_path: Path, step) -> None:
+    a_run_with_answers(tmp_path, 21, quota=50, deadline=LAST)
+    assert step("open")["progress"]["line"][-1] == "3 a day until 2026-12-10"
+
+
+def test_without_a_deadline_no_pace_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_run_with_answers(tmp_path, 4, quota=2)
+    project = open_project(tmp_path / "runs" / "people")
+    monkeypatch.setattr(Project, "need", property(lambda _: pytest.fail("was simulated")))
+    assert project.pace is None
+
+
 def test_share_and_pace_in_the_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -100,7 +115,7 @@ def test_share_and_pace_in_the_terminal(
         "0 ranked, 45 more needed, 2 of your share left; h shows the keys. Until the deadline, 2026-12-10: 1 a day"
         in out
     )
-    assert "You have ranked your share, 2 prompts. Thank you." in out
+    assert "You have ranked your share of this round, 2 prompts. Thank you." in out
     assert "43 more needed. Until the deadline, 2026-12-10: 5 a day." in err
 
 

@@ -382,7 +382,7 @@ def test_the_owner_s_errors_are_in_the_page_s_language(tmp_path: Path, store) ->
     page = ranking_handler(tmp_path / "runs", SECRET, owner=True)
     asked = {"badge": sign(SECRET, "people", "ann"), "language": "zh"}
     gone = page({"do": "renew", "prompt_id": "p9", **asked})["error"]
-    assert gone == f"{store.path}：没有提示词 'p9'"
+    assert gone == f"{store.path}：找不到提示词 'p9'"
     nobody = page({"do": "decide", "prompt_id": "p0", "key": "1", **asked})["error"]
     assert nobody == "还没有人给提示词 'p0' 的回答排序。请先在“排序”里排序"
     assert page({"do": "open", "badge": sign(SECRET, "../x", "ann"), "language": "zh"})["error"].startswith(

@@ -1,6 +1,7 @@
 """What further rankings would gain: on curves of a known shape, on planted preferences, and in words."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,15 @@ from annotators_page import a_run_with_answers
 from lowrank_rlhf.commands.terminal.ranking_text import project_summary
 from lowrank_rlhf.config.schema import RewardConfig
 from lowrank_rlhf.dashboard.ranking.session import ranking_handler, sign
-from lowrank_rlhf.evaluation.learning_curve import FEWEST, curve_of, learning_curve
+from lowrank_rlhf.errors import Stopped
+from lowrank_rlhf.evaluation import learning_curve as measuring
+from lowrank_rlhf.evaluation.learning_curve import curve_of, learning_curve, save_curve, saved_curve
+from lowrank_rlhf.maths.reward_gate import (
+    LEAST_PROMPTS,
+    LEAST_TRAINING_PROMPTS,
+    held_out_count,
+    prompts_for_curve,
+)
 from lowrank_rlhf.preferences.project import open_project
 from lowrank_rlhf.preferences.reward_tests import (
     CurvePoint,
@@ -21,7 +30,9 @@ from lowrank_rlhf.preferences.reward_tests import (
     reward_tests,
 )
 from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.progress import StopRequest
 from lowrank_rlhf.training.reward_data import Group
+from lowrank_rlhf.training.rewards.reward_head import fit_head
 
 SIZES = (25, 50, 75, 100)
 
@@ -87,7 +98,59 @@ def test_the_promised_gain_comes_true_on_planted_preferences() -> None:
         assert foretold > now.points[-1].accuracy + 0.02
         errors.append(foretold - later.points[-1].accuracy)
     assert np.mean(errors) == pytest.approx(0, abs=0.02)
-    assert learning_curve(train[: FEWEST - 1], test, [*own[: FEWEST - 1], *read], config, 0, 100) is None
+
+
+@pytest.mark.parametrize(
+    ("training", "held_out", "measured"),
+    [
+        (LEAST_TRAINING_PROMPTS, LEAST_PROMPTS, True),
+        (LEAST_TRAINING_PROMPTS - 1, LEAST_PROMPTS, False),
+        (LEAST_TRAINING_PROMPTS, LEAST_PROMPTS - 1, False),
+    ],
+)
+def test_a_curve_requires_prompts_on_both_sides(training: int, held_out: int, measured: bool) -> None:
+    """An interval over fewer held-out prompts cannot show anything: over a single one it has no width."""
+    (train, own), (test, read) = planted(training, seed=2), planted(held_out, seed=1)
+    found = learning_curve(train, test, [*own, *read], RewardConfig(head_l2=1), 0, samples=20)
+    assert (found is not None) == measured
+
+
+@pytest.mark.parametrize("share", [0.01, 0.2, 0.5, 0.9])
+def test_the_page_names_the_smallest_number_of_prompts(share: float) -> None:
+    def enough(count: int) -> bool:
+        test = held_out_count(share, count)
+        return test >= LEAST_PROMPTS and count - test >= LEAST_TRAINING_PROMPTS
+
+    found = prompts_for_curve(share)
+    assert enough(found)
+    assert not any(map(enough, range(2, found)))
+
+
+def test_the_fitted_head_is_the_last_point_and_a_stop_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    (train, own), (test, read) = planted(20, seed=2), planted(10, seed=1)
+    arguments = (train, test, [*own, *read], RewardConfig(head_l2=1), 0, 20)
+    whole = fit_head([replace(group, counts=(1,)) for group in train], own, RewardConfig(head_l2=1), 0)
+    fitted = []
+
+    def counted(groups: list[Group], *rest: object) -> object:
+        fitted.append(len(groups))
+        return fit_head(groups, *rest)
+
+    monkeypatch.setattr(measuring, "fit_head", counted)
+    assert learning_curve(*arguments, whole).points[-1] == learning_curve(*arguments).points[-1]
+    assert (len(fitted), fitted.count(20)) == (9 + 10, 1)
+    stop = StopRequest()
+    stop.requested = True
+    with pytest.raises(Stopped, match="fitted again"):
+        learning_curve(*arguments, whole, stop)
+
+
+def test_a_resumed_stage_reads_its_curve(tmp_path: Path) -> None:
+    assert saved_curve(tmp_path) is None
+    save_curve(tmp_path, CURVE)
+    assert saved_curve(tmp_path) == CURVE
+    save_curve(tmp_path, None)
+    assert saved_curve(tmp_path) is None
 
 
 CURVE = LearningCurve(
@@ -113,16 +176,18 @@ def test_owner_and_terminal_read_the_gain(tmp_path: Path) -> None:
 
     record_reward_test(run, TEST)
     assert "curve" not in json.loads((run.path / "events.jsonl").read_text().splitlines()[-1])
-    assert rows()["Reward model"]["means"].endswith("it is measured with reward.fit_head_first only.")
+    assert rows()["Reward model"]["means"].endswith("requires reward.fit_head_first and at least 28 ranked prompts.")
     assert "Learning curve" not in rows()
     record_reward_test(run, TEST.model_copy(update={"curve": CURVE}))
     assert reward_tests(run.path)[-1].curve == CURVE
-    assert rows()["Reward model"]["means"].endswith("24 more rankings would gain about 1.0 points (0.2 to 1.9).")
+    gain = "24 more rankings would gain about 1.0 percentage points of accuracy on held-out pairs (0.2 to 1.9)."
+    assert rows()["Reward model"]["means"].endswith(gain)
     assert rows()["Learning curve"]["figure"].splitlines()[1] == "60 prompts: 64 % (58 % to 70 %)"
-    assert "再排 24 个，大约可提高 1.0 个百分点" in rows("zh")["奖励模型"]["means"]
-    sentence = "By the last reward model, 24 more rankings would gain about 1.0 points (0.2 to 1.9)."
-    assert sentence in project_summary(open_project(run.path))
+    assert "再排 24 个，留出比较的判对率大约可提高 1.0 个百分点" in rows("zh")["奖励模型"]["means"]
+    assert f"By the last reward model, {gain}" in project_summary(open_project(run.path))
     unclear = CURVE.model_copy(update={"gain_interval": (-0.01, 0.03)})
     record_reward_test(run, TEST.model_copy(update={"curve": unclear}))
-    assert "(-1.0 to 3.0), not shown to be more than none." in project_summary(open_project(run.path))
-    assert "which is not shown to be more than none" in rows()["Reward model"]["means"]
+    assert "(-1.0 to 3.0), not shown to be above zero." in project_summary(open_project(run.path))
+    assert "not shown to be above zero" in rows()["Reward model"]["means"]
+    record_reward_test(run, TEST)
+    assert "By the last reward model" not in project_summary(open_project(run.path))  # as on the page

@@ -84,8 +84,16 @@ def test_the_stage_measures_peoples_own_agreement(store, tmp_path: Path) -> None
     decide(store, "p2", "1 > 2", "owner")
     run_dir = RunDir(tmp_path / "runs" / "people")
     config = load_config(run_dir.run / "config.yaml").rank
-    assert rank._before_decisions(run_dir, config, store.rankings()) == before
+    own, decided = rank._before_decisions(run_dir, config, store.rankings())
+    assert (own, decided) == (before, {"p1", "p2"})
     assert krippendorff_alpha(before) < krippendorff_alpha(store.rankings())
+    found = [
+        (one.prompt_id, one.annotator) for one in rank._comparisons(store.rankings(), own, decided) if one.replaced
+    ]
+    assert found == [("p1", "ann"), ("p1", "bob"), *[("p2", "ann")] * 3, *[("p2", "bob")] * 3]
+    kept = [one for one in rank._comparisons(store.rankings(), own, decided) if not one.replaced]
+    assert {one.annotator for one in kept if one.decision} == {"owner"}
+    assert {one.prompt_id for one in kept if one.decision} == {"p1", "p2"}
 
 
 def test_a_decided_prompt_that_becomes_a_check_trains_nothing(store) -> None:

@@ -77,13 +77,38 @@ def test_the_argilla_server_s_records_keep_ties_and_states(command) -> None:
     responses = [
         values,
         values | {"user_id": "draft", "status": "draft"},
-        {"values": None, "user_id": "gone", "status": "discarded"},
+        {"values": {"ranking": {"value": [3]}}, "user_id": "unfinished", "status": "draft"},
+        {"values": None, "user_id": " gone ", "status": "discarded"},
     ]
     found = {"items": [record | {"id": "a-server-id", "external_id": "p0", "responses": responses}], "total": 1}
     assert imported(command, "argilla", found)[0] == 0
     (ranking,) = store.rankings()
     assert (ranking.annotator, [set(tier) for tier in ranking.tiers]) == (ANNA, [{"p0-1", "p0-2"}, {"p0-0"}])
     assert [(skip.annotator, skip.prompt_id) for skip in store.contents().skips] == [("gone", "p0")]
+
+
+def test_other_questions_of_argilla_and_records_without_responses_are_fine(command) -> None:
+    store = a_run()
+    records = exported(command, "argilla")
+    order = [option_of(records[0], answer(k)) for k in (0, 1, 2)]
+    other = [{"value": {"free": "text"}, "user_id": ANNA}]
+    records[0]["responses"] = {"comment": other, "ranking": [{"value": order, "user_id": f" {ANNA} "}]}
+    records[1]["responses"] = None
+    assert imported(command, "argilla", records)[0] == 0
+    assert [(one.annotator, len(one.tiers)) for one in store.rankings()] == [(ANNA, 3)]
+
+
+def test_label_studio_without_e_mail_and_with_empty_values(command) -> None:
+    """A person without e-mail is the id; a negative time is none; a skip is by the same name as a ranking."""
+    store = a_run()
+    tasks = exported(command, "label-studio")
+    by = {"completed_by": {"id": 10, "email": ""}, "was_cancelled": None, "lead_time": -3.5}
+    tasks[0]["annotations"] = [{"result": ranker({"rank": ["p0-1", "p0-2", "p0-0"]})} | by]
+    tasks[1]["annotations"] = [{"result": [], "was_cancelled": True, "completed_by": {"email": f" {BOB}"}}]
+    assert imported(command, "label-studio", tasks)[0] == 0
+    (ranking,) = store.rankings()
+    assert (ranking.annotator, ranking.seconds) == ("10", None)
+    assert [skip.annotator for skip in store.contents().skips] == [BOB]
 
 
 def test_label_studio_and_back(command) -> None:
@@ -139,6 +164,20 @@ def ranker(value: Any) -> list[dict[str, Any]]:
         ("argilla", argilla(value=[3]), "responses.ranking.0.value.0"),
         ("argilla", argilla(user_id=None), "responses.ranking.0.user_id: Input should be a valid string"),
         ("argilla", argilla(user_id=" "), "responses.ranking.0: not a valid name"),
+        ("argilla", {"responses": {"order": []}}, "responses: Value error, no question `ranking`"),
+        (
+            "argilla",
+            {"responses": [{"values": {"order": {"value": []}}, "user_id": ANNA, "status": "submitted"}]},
+            "responses.ranking.0: Value error, no question `ranking`",
+        ),
+        ("argilla", {"responses": [{"values": 3, "user_id": ANNA}]}, "no question `ranking`"),
+        ("argilla", {"responses": [3]}, "item 2: responses.ranking.0: not an object\n"),
+        (
+            "label-studio",
+            {"annotations": [{"result": [], "was_cancelled": True, "completed_by": " "}]},
+            "annotations.0: not a valid name",
+        ),
+        ("label-studio", {"annotations": [{"result": [], "completed_by": {}}]}, "annotations.0.completed_by"),
         ("label-studio", {"data": {"prompt_id": "p1"}}, "data.items: Field required"),
         ("label-studio", {"data": {"prompt_id": "p9", "items": []}}, "data.prompt_id: unknown prompt 'p9'"),
         (
@@ -166,7 +205,13 @@ def test_a_wrong_item_is_named_and_nothing_is_imported(command, tool: str, chang
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("{", "not JSON"), ("3", "not a list of tasks"), ("[]", "no finished annotations"), ("\udcff", "not JSON")],
+    [
+        ("[3]", "done.json: item 1: not an object\n"),
+        ("{", "not JSON"),
+        ("3", "not a list of tasks"),
+        ("[]", "no finished annotations"),
+        ("\udcff", "not JSON"),
+    ],
 )
 def test_a_wrong_file_is_refused(command, content: str, words: str) -> None:
     a_run()

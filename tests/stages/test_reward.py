@@ -24,6 +24,7 @@ from lowrank_rlhf.maths.statistics import Interval
 from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.generation import sample_answers
 from lowrank_rlhf.models.roles import Role
+from lowrank_rlhf.preferences.reward_tests import reward_tests
 from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample, Score, read_jsonl
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import ppo, reward
@@ -388,23 +389,30 @@ def test_weakness(interval, longer, over_length, expected) -> None:
         "the head first, without the length when scoring",
     ],
 )
-def test_separable_pairs_are_learnt(tiny_folder, tmp_path, settings, count, least) -> None:
-    session = make_session(
-        make_config(tiny_folder(), **{f"reward__{key}": value for key, value in settings.items()}), tmp_path
-    )
+def test_separable_pairs_are_learnt(tiny_folder, tmp_path, monkeypatch, settings, count, least) -> None:
+    weighted = settings.get("annotator_weights")
+    changes = {f"reward__{key}": value for key, value in settings.items()} | {
+        "rank__source": "human" if weighted else "judge"
+    }
+    session = make_session(make_config(tiny_folder(), **changes), tmp_path)
     save_sft(session)
     write_ranked(session, *separable(count))
     adapter = {name: p.clone() for name, p in session.load_roles().named_parameters(Role.POLICY).items()}
+    said: list[str] = []
+    monkeypatch.setattr(session.progress, "say", said.append)
     summary = reward.run(session)
     assert summary.accuracy > least
     assert summary.weak is None
-    weighted = settings.get("annotator_weights")
-    assert summary.annotator_weights == ({"rule": 1.0} if weighted else None)
+    assert summary.annotator_weights is None  # of one annotator they are not estimated
+    assert any("not estimated: 0 of 3 annotators with common prompts" in line for line in said) == bool(weighted)
     audit = summary.prompt_audit
     assert (audit.prompts, audit.pairs) == (summary.prompts_held_out, summary.pairs_held_out)
     assert audit.accuracy == summary.accuracy
     assert min(audit.emptied.accuracy, audit.shuffled.accuracy) > 0.6  # the answers alone decide in this data
     assert (summary.head_l2 is not None) == settings.get("fit_head_first", False)
+    curve = reward_tests(session.run_dir.path)[-1].curve
+    measured = curve.points[-1].prompts if curve else None
+    assert measured == (summary.prompts_train if summary.head_l2 else None)
     assert summary.prompts_held_out == 0.3 * (summary.prompts_train + summary.prompts_held_out)
     assert [claim.holds for claim in summary.claims] == [True, True, True]
     folder = session.work("reward") / "adapters" / "reward"
@@ -438,6 +446,18 @@ def test_separable_pairs_are_learnt(tiny_folder, tmp_path, settings, count, leas
         {name: float(score) for name, score in again.items()}, rel=1e-4, abs=1e-5
     )
     assert {score.prompt_id for score in every if score.held_out} == {group.prompt_id for group in held_out}
+
+
+def test_a_resumed_stage_keeps_the_learning_curve(tiny_folder, tmp_path) -> None:
+    settings = {"reward__epochs": 1, "reward__fit_head_first": True, "reward__save_every": 1}
+    session = make_session(make_config(tiny_folder(), **settings), tmp_path)
+    save_sft(session)
+    write_ranked(session, *separable(24))
+    reward.run(session)
+    reward.run(session)  # from the last checkpoint of the first
+    first, second = reward_tests(session.run_dir.path)
+    assert first.curve is not None
+    assert second.curve == first.curve
 
 
 def compared_by_others(tiny_folder, tmp_path, **changes) -> Session:

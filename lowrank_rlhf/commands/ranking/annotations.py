@@ -76,7 +76,7 @@ def annotations() -> None:
 @app.command("export")
 def export(
     run: RunArgument,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL file to write.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL file to write; with --format a JSON array.")],
     runs: RunsOption = Path("runs"),
     comparisons: Annotated[
         bool, typer.Option("--comparisons", help="Write one row per comparison, with its texts, for `rank.dataset`.")
@@ -173,7 +173,11 @@ def _not_current(contents: Contents, rankings: Sequence[Ranking]) -> list[str]:
 def import_(
     run: RunArgument,
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Export, rankings without texts, or exported comparisons.")
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="Export, rankings without texts, or exported comparisons; with --format the tool's JSON array.",
+        ),
     ],
     runs: RunsOption = Path("runs"),
     new: Annotated[bool, typer.Option("--new", help="Create a folder for annotation only, without a run.")] = False,

@@ -25,7 +25,7 @@ from lowrank_rlhf.commands.terminal.ranking_text import (
 from lowrank_rlhf.errors import UserError, visible
 from lowrank_rlhf.preferences.labelling import LABELS, Command, Draft, Refusal, draft_of, press, ranking_of
 from lowrank_rlhf.preferences.overview import RankingProgress, ranking_progress
-from lowrank_rlhf.preferences.project import Project
+from lowrank_rlhf.preferences.project import Project, counted
 from lowrank_rlhf.preferences.store import Item
 from lowrank_rlhf.run.progress import duration
 from lowrank_rlhf.run.records import Ranking, Sample
@@ -127,7 +127,7 @@ class RankingLoop:
     def _show(self, item: Item | None) -> None:
         counts = ranking_progress(self._project, self._annotator)
         if item is None and counts.own_left == 0:
-            self._say(f"\nYou have ranked your share, {counts.ranked} prompts. Thank you.")
+            self._say(f"\nYou have ranked your share of this round, {counted(counts.ranked, 'prompt')}. Thank you.")
             return
         if item is None:
             self._say(

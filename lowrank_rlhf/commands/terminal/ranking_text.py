@@ -109,7 +109,8 @@ def pace_text(pace: DeadlinePace | None) -> str:
 
 def _gain(project: Project) -> str:
     """Return what further rankings would gain by the newest reward model's learning curve, after a space."""
-    curve = next((test.curve for test in reversed(project.reward_tests)), None)
+    tests = project.reward_tests
+    curve = tests[-1].curve if tests else None
     return f" By the last reward model, {curve.in_words()}." if curve else ""
 
 

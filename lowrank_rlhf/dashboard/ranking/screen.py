@@ -3,8 +3,10 @@
 import math
 from typing import Any
 
+from lowrank_rlhf.config.reward import RewardConfig
 from lowrank_rlhf.dashboard.ranking.text import say
 from lowrank_rlhf.errors import visible
+from lowrank_rlhf.maths.reward_gate import prompts_for_curve
 from lowrank_rlhf.preferences.carelessness import AnnotatorCheck
 from lowrank_rlhf.preferences.labelling import FLAGS, Command, Draft, Refusal, press
 from lowrank_rlhf.preferences.overview import GENERAL, Overview, RankingProgress, ranking_progress
@@ -124,7 +126,7 @@ def figures_words(found: Overview, project: Project, language: str, owner: bool)
         flags,
         *_deadline(project, language),
         *_guidelines(found, language),
-        _accuracy(found, language),
+        _accuracy(found, project, language),
         *_learning(found, language),
         *(_annotator(one, project, language) for one in found.annotator_checks),
     ]
@@ -193,13 +195,15 @@ def _guidelines(found: Overview, language: str) -> list[Reply]:
     return [_row("guidelines", language, say("guidelines.figure", language, current=found.guidelines, others=others))]
 
 
-def _accuracy(found: Overview, language: str) -> Reply:
+def _accuracy(found: Overview, project: Project, language: str) -> Reply:
     rows = [_tested("accuracy.figure", one, language) for one in found.reward_tests]
     if not found.reward_tests:
         return _row("accuracy", language, "-", gain="")
     curve = found.reward_tests[-1].curve
     if curve is None:
-        return _row("accuracy", language, "\n".join(rows), gain=say("accuracy.gain_unknown", language))
+        prompts = prompts_for_curve((project.config.reward if project.config else RewardConfig()).held_out)
+        unknown = say("accuracy.gain_unknown", language, prompts=prompts)
+        return _row("accuracy", language, "\n".join(rows), gain=unknown)
     key = "accuracy.gain" if curve.shown else "accuracy.gain_unclear"
     return _row("accuracy", language, "\n".join(rows), gain=say(key, language, **curve.values))
 

@@ -45,7 +45,7 @@ function take(reply) {
     refusedDraft = '';
     const same = screen && screen.item && reply.item && screen.item.prompt_id === reply.item.prompt_id
       && screen.item.done === reply.item.done;
-    if (!same) { epoch += 1; read = new Set(reply.read); }
+    if (!same) { epoch += 1; read = new Set(reply.read || readBefore(reply.item)); }
     screen = reply;
     drawScreen(same);
   } else if ('keys' in reply) {
@@ -66,7 +66,8 @@ const draftName = () => `lowrank-draft ${props.value.badge.run} ${props.value.ba
 function keepDraft() {
   if (!screen) return;
   const { item, keys, flags } = screen;
-  const draft = item && { prompt_id: item.prompt_id, done: item.done, keys, flags, written: writing.value };
+  const draft = item
+    && { prompt_id: item.prompt_id, done: item.done, keys, flags, written: writing.value, read: [...read] };
   if (draft && (keys.length || flags.length || draft.written.trim()))
     stored((storage) => storage.setItem(draftName(), JSON.stringify(draft)));
   else stored((storage) => storage.removeItem(draftName()));
@@ -75,6 +76,12 @@ function keepDraft() {
 // It stays stored until a reply is accepted. Retry leaves out a refused one, of a run made again.
 function takeDraft() {
   return (refusedDraft !== draftName() && stored((storage) => JSON.parse(storage.getItem(draftName())))) || {};
+}
+
+// Answers that were read before a reload.
+function readBefore(item) {
+  const draft = takeDraft();
+  return item && draft.prompt_id === item.prompt_id && draft.done === item.done ? draft.read : [];
 }
 
 // --- keys, clicks, drags ---
@@ -225,7 +232,8 @@ function start() {
   find('.rk-error').hidden = true;
   root.classList.toggle('rk-nothing', !!props.value.problem);
   if (props.value.problem) { complain(props.value.problem); return; }
-  send({ do: 'open', ...(screen ? {} : takeDraft()) });
+  const { read: _, ...draft } = screen ? {} : takeDraft(); // the server knows the unread answers only
+  send({ do: 'open', ...draft });
 }
 
 watch('value', start);

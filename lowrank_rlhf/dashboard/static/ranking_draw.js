@@ -59,7 +59,7 @@ function drawScreen(same) {
   const { item, progress } = screen;
   find('.rk-item').hidden = !item;
   find('.rk-end').hidden = !!item;
-  element.querySelector('.rk-end [data-key="s"]').hidden = !progress.skipped;
+  element.querySelector('.rk-end [data-key="s"]').hidden = !progress.skipped || !!progress.quota;
   find('.rk-line').replaceChildren(...progress.line.map((part) => make('span', '', part)),
     make('span', 'rk-who', put('page.who', { name: props.value.badge.annotator })));
   find('.rk-bar i').style.width = `${100 * progress.share}%`;
@@ -140,6 +140,7 @@ function built(part) {
 function markLong() {
   const button = find('.rk-expand');
   if (!button) return; // nothing is drawn yet
+  const before = read.size;
   let long = root.classList.contains('rk-expanded');
   for (const body of element.querySelectorAll('.rk-card > .rk-text')) {
     const hidden = body.scrollHeight - body.clientHeight, below = hidden - body.scrollTop > 2;
@@ -148,6 +149,7 @@ function markLong() {
     long = long || hidden > 2;
   }
   button.hidden = !long;
+  if (read.size > before) keepDraft();
 }
 
 function expand() {

@@ -29,6 +29,7 @@ from lowrank_rlhf.run.records import Prompt, Ranking, Sample
 QUESTION = "ranking"
 """Name of the ranking question in Argilla, whose options are `answer_1`, `answer_2`, ..., the names of the fields."""
 
+_NO_QUESTION = f"no question `{QUESTION}`"
 _OPTION = re.compile(r"answer_\d+")
 
 
@@ -100,11 +101,26 @@ class _Ranked(BaseModel):
 
 
 class _ArgillaResponse(BaseModel):
-    """One person's order of the options: best first, or with their ranks, of which equal ones are ties."""
+    """One person's order of the options: best first, or with their ranks, of which equal ones are ties.
+
+    It is read only if it is submitted.
+    """
 
     value: list[_Ranked] = Field([], validation_alias=AliasChoices("value", AliasPath("values", QUESTION, "value")))
     user_id: str
     status: Literal["submitted", "draft", "discarded"] = "submitted"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _submitted(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        if given.get("status", "submitted") != "submitted":
+            return {key: given[key] for key in ("user_id", "status") if key in given}
+        values = given.get("values")
+        if "value" not in given and not (isinstance(values, dict) and QUESTION in values):
+            raise ValueError(_NO_QUESTION)
+        return given
 
 
 class _ArgillaRecord(BaseModel):
@@ -116,8 +132,14 @@ class _ArgillaRecord(BaseModel):
 
     @field_validator("responses", mode="before")
     @classmethod
-    def _by_question(cls, given: Any) -> Any:
-        return {QUESTION: given} if isinstance(given, list) else given
+    def _of_question(cls, given: Any) -> Any:
+        if isinstance(given, list):
+            return {QUESTION: given}
+        if given and isinstance(given, dict):
+            if QUESTION not in given:
+                raise ValueError(_NO_QUESTION)
+            return {QUESTION: given[QUESTION]}
+        return {} if given is None else given
 
 
 class _Result(BaseModel):
@@ -133,13 +155,18 @@ class _Result(BaseModel):
 class _Annotation(BaseModel):
     result: list[_Result]
     completed_by: Annotated[str, Field(coerce_numbers_to_str=True)]
-    was_cancelled: bool = False
+    was_cancelled: bool | None = None
     lead_time: FiniteFloat | None = None
 
     @field_validator("completed_by", mode="before")
     @classmethod
-    def _email(cls, given: Any) -> Any:
-        return given.get("email") if isinstance(given, dict) else given
+    def _person(cls, given: Any) -> Any:
+        return given.get("email") or given.get("id") if isinstance(given, dict) else given
+
+    @field_validator("lead_time")
+    @classmethod
+    def _measured(cls, seconds: float | None) -> float | None:
+        return None if seconds is None or seconds < 0 else seconds
 
 
 class _Shown(BaseModel):
@@ -169,8 +196,7 @@ def read_tasks(path: Path, tool: Tool, contents: Contents) -> list[FileRow]:
         try:
             rows += [FileRow(f"{where}: {key}", record) for key, record in rows_of(item, known)]
         except ValidationError as error:
-            first = error.errors()[0]
-            errors.append(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}")
+            errors.append(f"{where}: {_fault(error)}")
         except ValueError as error:
             errors.append(f"{where}: {error}")
     if errors:
@@ -178,6 +204,13 @@ def read_tasks(path: Path, tool: Tool, contents: Contents) -> list[FileRow]:
     if not rows:
         raise UserError(f"{path}: no finished annotations in the file. Export it from {tool} with the annotations")
     return rows
+
+
+def _fault(error: ValidationError) -> str:
+    """Return the place and the words of the first fault."""
+    first = error.errors()[0]
+    words = "not an object" if first["type"] == "model_type" else first["msg"]
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), words)))
 
 
 def _items(path: Path) -> list[Any]:
@@ -201,16 +234,19 @@ def _argilla_rows(item: Any, known: dict[str, AnnotationTask]) -> Iterator[tuple
         raise ValueError(f"fields.{wrong[0]}: not the answer of prompt {record.id!r} in the store")
     for place, given in enumerate(record.responses.get(QUESTION, [])):
         key = f"responses.{QUESTION}.{place}"
+        if given.status == "draft":
+            continue
+        name = _annotator(key, given.user_id)
         if given.status == "discarded":
-            yield key, Skip(annotator=given.user_id, prompt_id=record.id)
-        elif given.status == "submitted":
+            yield key, Skip(annotator=name, prompt_id=record.id)
+        else:
             ranks: defaultdict[int, list[str]] = defaultdict(list)
             for at, one in enumerate(given.value):
                 if one.value in options:
                     ranks[at if one.rank is None else one.rank].append(options[one.value].id)
                 elif not _OPTION.fullmatch(one.value):  # of a prompt with more answers
                     raise ValueError(f"{key}.value: unknown option {one.value!r}. Options are {', '.join(options)}")
-            yield key, _saved(key, task, [ranks[rank] for rank in sorted(ranks)], given.user_id)
+            yield key, _saved(key, task, [ranks[rank] for rank in sorted(ranks)], name)
 
 
 def _label_studio_rows(item: Any, known: dict[str, AnnotationTask]) -> Iterator[tuple[str, SavedRanking | Skip]]:
@@ -222,8 +258,9 @@ def _label_studio_rows(item: Any, known: dict[str, AnnotationTask]) -> Iterator[
             raise ValueError(f"data.items.{place}: not an answer of prompt {task.prompt.id!r} in the store")
     for place, given in enumerate(found.annotations):
         key = f"annotations.{place}"
+        name = _annotator(key, given.completed_by)
         if given.was_cancelled:
-            yield key, Skip(annotator=given.completed_by, prompt_id=task.prompt.id)
+            yield key, Skip(annotator=name, prompt_id=task.prompt.id)
             continue
         orders = [result.ranker for result in given.result if result.type == "ranker"]
         if len(orders) != 1:
@@ -231,7 +268,7 @@ def _label_studio_rows(item: Any, known: dict[str, AnnotationTask]) -> Iterator[
         if len(orders[0]) != 1:
             raise ValueError(f"{key}.result: buckets have no order. Use a Ranker without a Bucket")
         (order,) = orders[0].values()
-        yield key, _saved(key, task, [[name] for name in order], given.completed_by, given.lead_time)
+        yield key, _saved(key, task, [[answer] for answer in order], name, given.lead_time)
 
 
 def _task(prompt_id: str, known: dict[str, AnnotationTask], key: str) -> AnnotationTask:
@@ -240,21 +277,23 @@ def _task(prompt_id: str, known: dict[str, AnnotationTask], key: str) -> Annotat
     return known[prompt_id]
 
 
+def _annotator(key: str, name: str) -> str:
+    """Return the annotator's name. Raises `ValueError` for an invalid one."""
+    try:
+        return annotator_name(name)
+    except UserError as error:
+        raise ValueError(f"{key}: {error}") from None
+
+
 def _saved(
-    key: str, task: AnnotationTask, tiers: list[list[str]], name: str, seconds: float | None = None
+    key: str, task: AnnotationTask, tiers: list[list[str]], annotator: str, seconds: float | None = None
 ) -> SavedRanking:
     """Return an order as a ranking. Raises `ValueError` for one that is none."""
     if not tiers:
         raise ValueError(f"{key}: no answer is ranked")
-    fields = {
-        "prompt_id": task.prompt.id,
-        "tiers": tiers,
-        "seconds": seconds,
-        "shown": [one.id for one in task.answers],
-    }
+    fields = {"prompt_id": task.prompt.id, "tiers": tiers, "seconds": seconds, "annotator": annotator}
     try:
-        return SavedRanking(ranking=Ranking.model_validate({**fields, "annotator": annotator_name(name)}))
+        ranking = Ranking.model_validate({**fields, "shown": [one.id for one in task.answers]})
+        return SavedRanking(ranking=ranking)
     except ValidationError as error:
         raise ValueError(f"{key}: {error.errors()[0]['msg']}") from None
-    except UserError as error:
-        raise ValueError(f"{key}: {error}") from None
