@@ -13,6 +13,7 @@ import pytest
 from browser import ROOT
 from dashboard_runs import NASTY, event, finish, make_run
 
+from lowrank_rlhf.dashboard import run_status
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.tabs import runs, runs_html, watch
 from lowrank_rlhf.dashboard.tabs import samples as samples_tab
@@ -174,12 +175,22 @@ def test_curves_are_drawn_once_for_all_visitors(tmp_path, monkeypatch) -> None:
     assert drawn == [1, 2]
 
 
+def test_alarms_of_a_run_without_metrics_are_shown(tmp_path, monkeypatch) -> None:
+    """Such as a failed self-check of a run whose metrics.jsonl is gone."""
+    make_run(tmp_path)
+    page, found = SimpleNamespace(runs=RunsFolder(tmp_path)), list[Alarm]()
+    monkeypatch.setattr(run_status, "find_alarms", lambda *_: found)
+    assert watch._refresh(page, "one", "en", {})[1] == ""
+    found.append(Alarm("weak_reward", {"weakness": "Worse than chance"}))
+    assert "Worse than chance" in watch._refresh(page, "one", "en", {})[1]
+
+
 def test_the_list_of_runs_marks_alarms_of_each_run_as_they_come(tmp_path) -> None:
     run, folder = make_run(tmp_path), RunsFolder(tmp_path)
     shown = []
     for step, nats in enumerate((1.0, 40.0, 41.0)):
         append_line(run / "metrics.jsonl", {"stage": "ppo", "step": step, "objective/kl": nats})
-        shown.append(runs_html.run_list([folder.status("one")], "one", "zh"))
+        shown.append(runs._refresh(folder, "one", "zh", {})[0])
     assert ["alarmed" in listed for listed in shown] == [False, True, True]
     assert "警报：1" in shown[2]
     assert f'title="{html(locale("zh")("alarm.far_from_sft.title"))}"' in shown[2]

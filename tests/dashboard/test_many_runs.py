@@ -19,7 +19,7 @@ from lowrank_rlhf.dashboard.tabs import runs as runs_tab
 from lowrank_rlhf.dashboard.tabs.run_filter import ALL, RunFilter
 from lowrank_rlhf.dashboard.text import LANGUAGES, html, t
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.run.files import write_json_atomic
+from lowrank_rlhf.run.files import append_line, write_json_atomic
 from lowrank_rlhf.run.run_lock import is_locked
 from lowrank_rlhf.stages import STAGES
 
@@ -82,6 +82,18 @@ class TestReading:
         assert "b-done" in listed[0]  # what is searched for is read first
         assert html(t("runs.unread", "en", count=2)) in listed[0]
         assert "still being read" not in listed[1]
+
+    def test_alarms_are_looked_for_once_and_only_for_the_runs_shown(self, tmp_path, monkeypatch) -> None:
+        monkeypatch.setattr(runs_tab, "_LISTED", 2)
+        runs, looked = some_runs(tmp_path), []
+        monkeypatch.setattr(run_status, "find_alarms", lambda rows, *_: looked.append(len(rows)) or [])
+        for seconds, looks in ((0.0, []), (60.0, [0, 0]), (60.0, [0, 0])):
+            monkeypatch.setattr(runs_tab, "_ALARM_SECONDS", seconds)
+            assert runs_tab._refresh(runs, "c-new", "en", {})[0].count("data-run=") == 2
+            assert looked == looks
+        append_line(tmp_path / "c-new" / "metrics.jsonl", {"stage": "ppo", "step": 1})
+        runs_tab._refresh(runs, "c-new", "en", {})
+        assert looked == [0, 0, 1]
 
     def test_an_idle_run_is_read_again_only_after_a_change(self, tmp_path, monkeypatch) -> None:
         runs, read = some_runs(tmp_path), []

@@ -26,6 +26,7 @@ Action = Literal["stop", "resume", "redo", "undo"]
 
 _SECONDS = 2.0
 _READING_SECONDS = 1.0
+_ALARM_SECONDS = 0.5
 _LISTED = 200
 """Runs in the list; the others are found by search and filter."""
 # Sends the name of the run whose button was clicked.
@@ -144,7 +145,7 @@ def _refresh(
     shown = [statuses[name] for name in found if name in statuses][:_LISTED]
     unread = len(names) - len(statuses)
     now = {
-        "listing": (shown, chosen, language, len(found), unread, bool(names)),
+        "listing": (shown, chosen, language, len(found), unread, bool(names), runs.alarms(shown, _ALARM_SECONDS)),
         "about": details(run, language),
         "choice": (offered, chosen),
         "archive": t("delete.unarchive" if run and run.archived else "delete.archive", language),

@@ -61,17 +61,18 @@ def _refresh(page: DashboardPage, chosen: str | None, language: str, before: dic
     events, _ = page.runs.rows(run.path / "events.jsonl")
     evaluated, second = page.runs.rows(round_dir.artifact("eval.jsonl"))
     watched, third = page.runs.rows(round_dir.watched.path)
-    steps = {step for alarm in run.alarms if (step := answers_step(alarm, watched)) is not None}
+    alarms = page.runs.alarms([run])[run.name]
+    steps = {step for alarm in alarms if (step := answers_step(alarm, watched)) is not None}
     inputs_of = {
         "state": _state(run, language),
-        "alarms": (run.name, round_dir.number, version, third, run.alarms, language),
+        "alarms": (run.name, round_dir.number, version, third, alarms, language),
         "curves": (run.name, round_dir.number, version, language),
         "samples": (run.name, round_dir.number, second, third, len(run.done), language, steps),
         "log": _log(run, events, language),
     }
     made = {
         "state": lambda: inputs_of["state"],
-        "alarms": lambda: _alarms(run.alarms, run.round_dir.number, watched, language) if rows else "",
+        "alarms": lambda: _alarms(alarms, round_dir.number, watched, language) if rows or alarms else "",
         "curves": lambda: _shared_curves(round_dir.path, rows, round_dir.number, language),
         "samples": lambda: samples(round_dir.path, watched, evaluated, language, round_dir.number, steps),
         "log": lambda: inputs_of["log"],
