@@ -164,17 +164,6 @@ def test_an_alarm_leads_to_its_curve_and_to_the_answers_at_its_step(tmp_path) ->
     assert all(part == gr.skip() for part in watch._refresh(page, "one", "en", seen)[:5])
 
 
-def test_curves_are_drawn_once_for_all_visitors(tmp_path, monkeypatch) -> None:
-    run, page, drawn = make_run(tmp_path), SimpleNamespace(runs=RunsFolder(tmp_path)), []
-    own = watch._curves
-    monkeypatch.setattr(watch, "_curves", lambda *given: drawn.append(len(given[0])) or own(*given))
-    for step in (1, 2):
-        append_line(run / "metrics.jsonl", {"stage": "ppo", "step": step, "objective/kl": 1.0})
-        shown = [watch._refresh(page, "one", "en", {})[2] for _ in range(3)]
-        assert len(set(shown)) == 1
-    assert drawn == [1, 2]
-
-
 def test_alarms_of_a_run_without_metrics_are_shown(tmp_path, monkeypatch) -> None:
     """Such as a failed self-check of a run whose metrics.jsonl is gone."""
     make_run(tmp_path)

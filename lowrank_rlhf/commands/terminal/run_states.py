@@ -31,16 +31,15 @@ def show_all(runs: Path, as_json: bool, watch: bool) -> None:
     def look() -> list[RunStatus]:
         return [folder.status(name) for name in folder.names()]
 
-    if watch:
-        _watch(look, lambda found: _table(found, folder.alarms(found)))
-        return
     found = look()
     if as_json:
         print(json.dumps([_as_json(run, folder.alarms([run])[run.name]) for run in found], indent=2))
-    elif found:
-        Console().print(_table(found, folder.alarms(found)))
-    else:
+    elif not found:
         echo(f"There are no runs in {runs} yet. Name their folder with --runs")
+    elif watch:
+        _watch(look, lambda seen: _table(seen, folder.alarms(seen)))
+    else:
+        Console().print(_table(found, folder.alarms(found)))
 
 
 def watch_one(folder: Path, table: Callable[[], RenderableType]) -> None:
