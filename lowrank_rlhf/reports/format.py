@@ -43,10 +43,10 @@ def by_step(metrics: Metrics, stage: str, key: str) -> dict[int, Any]:
 
 def series(metrics: Metrics, stage: str, key: str) -> tuple[list[int], list[float]]:
     """Return steps and values of one metric, sorted by step; null becomes nan, and what is no number is left out."""
-    found = by_step(metrics, stage, key)
-    points = {step: value for step, value in found.items() if value is None or isinstance(value, int | float)}
+    found = {step: math.nan if value is None else value for step, value in by_step(metrics, stage, key).items()}
+    points = {step: float(value) for step, value in found.items() if isinstance(value, int | float)}
     steps = sorted(points)
-    return steps, [float("nan") if points[step] is None else float(points[step]) for step in steps]
+    return steps, [points[step] for step in steps]
 
 
 def finite_series(metrics: Metrics, stage: str, key: str) -> dict[int, float]:
