@@ -40,8 +40,8 @@ class Visitor:
     """An open page, reduced to what its timers send."""
 
     def __init__(self, host: str, run: str) -> None:
-        self._connection, self._stream = (http.client.HTTPConnection(host, timeout=60) for _ in range(2))
-        self._session, self.seconds, self.errors = uuid.uuid4().hex, list[float](), list[str]()
+        self._host, self.seconds, self.errors = host, list[float](), list[str]()
+        self._connect()
         self._connection.request("GET", "/config")
         config = json.loads(self._connection.getresponse().read())
         values = {part["id"]: part["props"].get("value") for part in config["components"]}
@@ -53,9 +53,21 @@ class Visitor:
             if any(name == "tick" for _, name in entry["targets"])
         ]
 
+    def _connect(self) -> None:
+        """Connect as a new session, to which no late answers come."""
+        self._connection, self._stream = (http.client.HTTPConnection(self._host, timeout=60) for _ in range(2))
+        self._session = uuid.uuid4().hex
+
     def tick(self) -> None:
         """Send the events of all timers, and keep the seconds until each one's answer."""
-        sent = {}
+        sent = dict[str, float]()
+        try:
+            self._send(sent)
+            self._receive(sent)
+        finally:
+            self.errors += [f"event {event}: no answer" for event in sent]
+
+    def _send(self, sent: dict[str, float]) -> None:
         for event, data in self._events:
             body = {"data": data, "fn_index": event, "session_hash": self._session, "trigger_id": None}
             began = time.monotonic()
@@ -63,6 +75,8 @@ class Visitor:
                 "POST", "/gradio_api/queue/join", json.dumps(body), {"Content-Type": "application/json"}
             )
             sent[json.loads(self._connection.getresponse().read())["event_id"]] = began
+
+    def _receive(self, sent: dict[str, float]) -> None:
         self._stream.request("GET", f"/gradio_api/queue/data?session_hash={self._session}")
         answer = self._stream.getresponse()
         while sent and (line := answer.readline()):
@@ -78,14 +92,23 @@ class Visitor:
         while (began := time.monotonic()) < until:
             try:
                 self.tick()
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
                 self.errors.append(repr(error))
+                self._connection.close()
+                self._stream.close()
+                self._connect()
             time.sleep(max(0.0, began + PERIOD - time.monotonic()))
+
+
+def check_training(process: subprocess.Popen[bytes]) -> None:
+    """Exit with an error if the training has ended: the page would have been timed beside none."""
+    if (code := process.poll()) is not None:
+        sys.exit(f"training ended early, with exit code {code}")
 
 
 @contextmanager
 def training(folder: Path) -> Iterator[str]:
-    """Train a tiny model in the folder `runs` until the end of the block; the name of the run."""
+    """Train a tiny model in the folder `runs` until the end of the block; the run's name. It must not end before."""
     config = make_config(make_tiny_model(folder / "model"), write_prompts(folder / "prompts.jsonl"), ppo__steps=10**6)
     (folder / "tiny.yaml").write_text(dump_config(config), encoding="utf-8")
     command = [sys.executable, "-m", "lowrank_rlhf", "run", str(folder / "tiny.yaml"), "--runs", str(folder / "runs")]
@@ -94,7 +117,9 @@ def training(folder: Path) -> Iterator[str]:
         while not rows.exists() and process.poll() is None:
             time.sleep(0.5)
         try:
+            check_training(process)
             yield config.name
+            check_training(process)
         finally:
             process.kill()
 

@@ -33,8 +33,8 @@ def chat(
         typer.Option(
             "--as",
             metavar="NAME",
-            help="Model that answers: base, sft, policy, policy-last, round-1, step-40 (a checkpoint). Several with "
-            "commas; `all`: base, sft and policy in turn. Default: the run's latest.",
+            help="Model that answers: base, sft, policy, policy-last, round-1, step-40 (the policy at that step). "
+            "Several with commas; `all`: base, sft and policy in turn. Default: the run's latest.",
         ),
     ] = None,
     temperature: Annotated[

@@ -75,8 +75,6 @@ class RunStatus:
     """`align.algorithm` of the config."""
     archived: bool = False
     """True for a run that a person took out of the list."""
-    alarms: Sequence[Alarm] = ()
-    """Alarms of the newest round that was started."""
 
     @property
     def round_dir(self) -> RunDir:
@@ -155,6 +153,24 @@ class StatusReader:
             self._idle[path] = signature, status
         return status
 
+    def alarms(self, run: RunStatus, look: bool = True) -> Sequence[Alarm]:
+        """Return the alarms of a run's newest round; those found last if `look` is false.
+
+        They are looked for again when the metrics or the finished stages have changed.
+        """
+        round_dir = run.round_dir
+        try:
+            metrics = file_state(round_dir.metrics.path.stat())
+        except OSError:
+            metrics = ()
+        key = round_dir.number, metrics, [(stage, mark.finished_at) for stage, mark in run.marks.items()]
+        known, alarms = self._alarms.get(run.path, (None, ()))
+        if look and known != key:
+            rows, _ = self._tails.read(round_dir.metrics.path)
+            alarms = find_alarms(rows, run.results, run.algorithm)
+            self._alarms[run.path] = key, alarms
+        return alarms
+
     def _read(self, path: Path) -> RunStatus:
         config = self._config(path)
         marks = _marks(RunDir(path))
@@ -184,7 +200,6 @@ class StatusReader:
             pid=worker.process.pid if worker and worker.process else None,
             algorithm=algorithm,
             archived=is_archived(path),
-            alarms=self._find_alarms(round_dir, marks, algorithm),
         )
 
     def _config(self, path: Path) -> Config | None:
@@ -194,21 +209,6 @@ class StatusReader:
             return self._load(file, file.stat().st_mtime_ns)
         except (OSError, UserError):
             return None
-
-    def _find_alarms(
-        self, run_dir: RunDir, marks: Mapping[str, DoneMark[StageResult]], algorithm: str
-    ) -> Sequence[Alarm]:
-        """Return the alarms of a round; looked for again when its metrics or the finished stages have changed."""
-        try:
-            metrics = file_state(run_dir.metrics.path.stat())
-        except OSError:
-            metrics = ()
-        key = run_dir.number, metrics, [(stage, mark.finished_at) for stage, mark in marks.items()]
-        known = self._alarms.get(run_dir.run)
-        if known is None or known[0] != key:
-            rows, _ = self._tails.read(run_dir.metrics.path)
-            known = self._alarms[run_dir.run] = key, find_alarms(rows, _results(marks, run_dir.number), algorithm)
-        return known[1]
 
     def _figure(self, run_dir: RunDir, state: State, marks: Mapping[str, DoneMark[StageResult]]) -> KeyFigure | None:
         """Return the win rate of a finished run, else the latest figure of the stage trained last."""

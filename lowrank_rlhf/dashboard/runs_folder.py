@@ -1,5 +1,6 @@
 """The folder of runs that a page serves."""
 
+import math
 import os
 import re
 import time
@@ -12,6 +13,7 @@ from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.run_status import ARCHIVED, RunStatus, StatusReader, is_archived
 from lowrank_rlhf.dashboard.tail import JsonlTails
 from lowrank_rlhf.errors import Fault, UserError
+from lowrank_rlhf.reports.alarms import Alarm
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -91,6 +93,11 @@ class RunsFolder:
             if status is not None:
                 found[name] = status
         return found
+
+    def alarms(self, runs: Sequence[RunStatus], seconds: float = math.inf) -> dict[str, Sequence[Alarm]]:
+        """Return the alarms of runs by name; once the seconds are over, those that were found before."""
+        until = time.monotonic() + seconds
+        return {run.name: self._reader.alarms(run, look=time.monotonic() < until) for run in runs}
 
     def rows(self, path: Path) -> tuple[list[dict[str, Any]], int]:
         """Return the rows of a run's JSONL file, none if it is missing, and a number that changes with them."""

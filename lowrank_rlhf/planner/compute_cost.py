@@ -172,7 +172,7 @@ def yardstick_answers(config: Config, counts: Amounts) -> int:
 def _policy_cost(passes: _Passes) -> float:
     config, counts, answer = passes.config, passes.counts, passes.counts.answer_tokens
     below, heads, layers = passes.below, passes.heads, passes.shape.layers
-    ppo, algorithm, steps = config.ppo, config.align.algorithm, policy_steps(config, counts)
+    ppo, algorithm, steps = config.ppo, config.align.algorithm, policy_steps(config, counts.answers)
     evaluations = 1 + steps // ppo.evaluate_every
     evaluated = evaluations * min(ppo.evaluate_prompts, counts.validation) * passes.collected()
     if algorithm == "ppo":
@@ -187,15 +187,15 @@ def _policy_cost(passes: _Passes) -> float:
     return steps * config.align.batch_size * (sampled + before + updated) + evaluated
 
 
-def policy_steps(config: Config, counts: Amounts) -> int:
-    """Return the optimiser steps of stage `ppo`; for DPO as if every answer were ranked, without ties."""
+def policy_steps(config: Config, answers: int) -> int:
+    """Return the optimiser steps of stage `ppo`; for DPO as if every one of the answers were ranked, without ties."""
     align = config.align
     if align.algorithm == "ppo":
         return config.ppo.steps
     if align.algorithm != "dpo":
         return align.steps
     ranked_together = 2 if config.rank.source == "dataset" else config.sample.answers_per_prompt
-    comparisons = counts.answers * (ranked_together - 1) / 2
+    comparisons = answers * (ranked_together - 1) / 2
     return max(1, math.ceil(comparisons * align.epochs / align.batch_size))
 
 

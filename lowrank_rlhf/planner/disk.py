@@ -84,11 +84,7 @@ def output_size(name: str, config: Config, shape: Shape, counts: Amounts) -> flo
     """Return the approximate bytes of a stage's output; None if unknown."""
     name = split(name)[1]
     if name.startswith("adapters/"):
-        headed = name in ("adapters/reward", "adapters/critic")
-        more_heads = shape.hidden * (config.reward.members - 1) if name == "adapters/reward" else 0
-        adapter = 4 * (shape.adapter(config.lora, config.reward.layers if headed else None) + more_heads) + 30_000
-        kept = kept_steps(policy_steps(config, counts), config.ppo.evaluate_every)
-        return adapter * (1 + len(kept)) if name == "adapters/policy-last" else adapter
+        return _adapter_size(name, config, shape, counts.answers)
     if name == "eval.jsonl":
         greedy = 2 * min(config.evaluate.yardstick_prompts, counts.test) * 10 * counts.answer_tokens
         return counts.test * config.evaluate.answers_per_prompt * (300 + 10 * counts.answer_tokens) + greedy
@@ -98,6 +94,18 @@ def output_size(name: str, config: Config, shape: Shape, counts: Amounts) -> flo
         text = 10 * counts.answer_tokens if name in ("samples.jsonl", "answers.jsonl") else 0
         return counts.answers * (_ROW[name] + text)
     return None
+
+
+def _adapter_size(name: str, config: Config, shape: Shape, answers: int) -> float:
+    """Return the bytes of an adapter with its heads, and of the policies of earlier steps in the last one's folder.
+
+    `answers` is the number to rank, on which the steps of DPO depend; 0 for the least.
+    """
+    headed = name in ("adapters/reward", "adapters/critic")
+    more_heads = shape.hidden * (config.reward.members - 1) if name == "adapters/reward" else 0
+    adapter = 4 * (shape.adapter(config.lora, config.reward.layers if headed else None) + more_heads) + 30_000
+    kept = kept_steps(policy_steps(config, answers), config.ppo.evaluate_every)
+    return adapter * (1 + len(kept)) if name == "adapters/policy-last" else adapter
 
 
 def working_size(stage: Stage, config: Config, shape: Shape) -> float:
@@ -117,7 +125,6 @@ def smallest_need(stages: list[Stage], config: Config, shape: Shape | None) -> f
     """Return the least bytes that these stages write, from the shape alone: adapters and the largest checkpoints."""
     if shape is None:
         return SMALL_FILES
-    policy, headed = shape.adapter(config.lora), shape.adapter(config.lora, config.reward.layers)
-    names = [name for stage in stages for name in stage.outputs if name.startswith("adapters/")]
-    adapters = sum(4 * (headed if name in ("adapters/reward", "adapters/critic") else policy) for name in names)
+    names = [split(name)[1] for stage in stages for name in stage.outputs]
+    adapters = sum(_adapter_size(name, config, shape, 0) for name in names if name.startswith("adapters/"))
     return SMALL_FILES + adapters + max((working_size(stage, config, shape) for stage in stages), default=0)

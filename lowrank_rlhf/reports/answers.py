@@ -109,9 +109,8 @@ def _prompt(row: Row) -> str:
 
 
 def _win(row: Row) -> float | None:
-    """Return 1, 0 or, for a tie, 0.5: the verdict of the judge that ranked, else of the reward model's scores."""
-    key = "judge" if "judge_policy" in row or "judge_prefers" in row else "score"
-    if preferred := row.get(f"{key}_prefers"):
+    """Return 1, 0 or, for a tie, 0.5: the verdict of the judge that ranked."""
+    if preferred := row.get("judge_prefers"):
         return {"policy": 1.0, "sft": 0.0}.get(preferred, 0.5)
-    policy, sft = row.get(f"{key}_policy"), row.get(f"{key}_sft")
+    policy, sft = row.get("judge_policy"), row.get("judge_sft")
     return None if policy is None or sft is None else float(wins([policy], [sft])[0])

@@ -9,7 +9,7 @@ from typing import NamedTuple, get_args
 from lowrank_rlhf.config.rewards import MODEL
 from lowrank_rlhf.evaluation.run_judges import JudgeRole
 from lowrank_rlhf.maths.statistics import Fall, fall_from_peak
-from lowrank_rlhf.reports.format import Metrics, finite_series, gold, number, percent
+from lowrank_rlhf.reports.format import Metrics, by_step, finite_series, gold, number, percent
 from lowrank_rlhf.reports.locale import Phrase, Text
 from lowrank_rlhf.run.results import FigureId, FigureRow, Results
 from lowrank_rlhf.run.results.parts import Interval
@@ -114,8 +114,11 @@ def overoptimisation(evidence: Evidence, level: float) -> AlarmFinding | None:
 
 def _scores_by_prompt(metrics: Metrics, key: str) -> dict[int, tuple[float, ...]]:
     """Return the scores of each evaluation by step; one with a score that is not finite is left out."""
-    rows = {row["step"]: row[key] for row in metrics if row.get("stage") == "ppo" and row.get(key)}
-    return {step: tuple(scores) for step, scores in rows.items() if None not in scores}
+    return {
+        step: tuple(scores)
+        for step, scores in by_step(metrics, "ppo", key).items()
+        if isinstance(scores, list) and scores and all(isinstance(score, int | float) for score in scores)
+    }
 
 
 @lru_cache(maxsize=64)

@@ -35,11 +35,18 @@ class Table:
     """Indices of rows with a failed verdict."""
 
 
+def by_step(metrics: Metrics, stage: str, key: str) -> dict[int, Any]:
+    """Return one metric by step; the last row of a step counts, and a damaged one, without its step, is left out."""
+    rows = (row for row in metrics if row.get("stage") == stage and key in row)
+    return {row["step"]: row[key] for row in rows if type(row.get("step")) is int}
+
+
 def series(metrics: Metrics, stage: str, key: str) -> tuple[list[int], list[float]]:
-    """Return steps and values of one metric, sorted by step; null becomes nan, and the last row of a step counts."""
-    points = {row["step"]: row[key] for row in metrics if row.get("stage") == stage and key in row}
+    """Return steps and values of one metric, sorted by step; null becomes nan, and what is no number is left out."""
+    found = {step: math.nan if value is None else value for step, value in by_step(metrics, stage, key).items()}
+    points = {step: float(value) for step, value in found.items() if isinstance(value, int | float)}
     steps = sorted(points)
-    return steps, [float("nan") if points[step] is None else float(points[step]) for step in steps]
+    return steps, [points[step] for step in steps]
 
 
 def finite_series(metrics: Metrics, stage: str, key: str) -> dict[int, float]:

@@ -16,6 +16,7 @@ from lowrank_rlhf.reports.alarms import Alarm, find_alarms
 from lowrank_rlhf.reports.answers import first_answers, has_greedy, shown_answers, win_difference
 from lowrank_rlhf.reports.charts import ChartFigure
 from lowrank_rlhf.reports.format import (
+    ENDPOINT_PREFIX,
     MISSING,
     Metrics,
     Table,
@@ -190,7 +191,7 @@ def _differences(runs: Sequence[ComparedRun], texts: Locale) -> list[dict[str, s
     first = runs[0].results.evaluate
     found = [
         win_difference(first, runs[0].eval_rows, run.results.evaluate, run.eval_rows)
-        if first and run.results.evaluate and run is not runs[0]
+        if first and run.results.evaluate and run is not runs[0] and _judge(run, texts) == _judge(runs[0], texts)
         else None
         for run in runs
     ]
@@ -230,12 +231,19 @@ def _missing(runs: Sequence[ComparedRun], texts: Locale) -> Iterator[str]:
 
 def _not_comparable(runs: Sequence[ComparedRun], common: int, texts: Locale) -> Iterator[str]:
     """Yield the reasons why figures of the runs cannot be compared as they are."""
-    judged = [run.results.evaluate for run in runs if run.results.evaluate]
-    if len({judge_label(found.judge, texts) for found in judged}) > 1:
+    if len({_judge(run, texts) for run in runs if run.results.evaluate}) > 1:
         yield texts("compare.other_judges")
     prompts = [{row["prompt"] for row in run.eval_rows} for run in runs if run.eval_rows]
     if any(len(found) > common for found in prompts) and len(prompts) > 1:
         yield texts("compare.other_prompts", common=common)
+
+
+def _judge(run: ComparedRun, texts: Locale) -> tuple[str, ...]:
+    """Return the judge's name and, of a language model, its question: another question makes another judge."""
+    name = run.results.evaluate.judge if run.results.evaluate else None
+    endpoint = run.config.rank.endpoint
+    asked = (endpoint.ask, endpoint.template, endpoint.rubric) if endpoint else ()
+    return judge_label(name, texts), *(asked if name and name.startswith(ENDPOINT_PREFIX) else ())
 
 
 def _settings(runs: Sequence[ComparedRun], texts: Locale) -> Table:

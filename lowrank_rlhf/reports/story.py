@@ -140,16 +140,24 @@ def _ranked(config: Config, texts: Locale) -> str:
 
 
 def rewarded(run_dir: RunDir, texts: Locale) -> str:
-    """Return what the ranking rewards and the range of the scores; empty for a run without settings."""
+    """Return what ranking and training reward and the scale of the scores; empty for a run without settings."""
     try:
         config = load_config(run_dir.run / "config.yaml")
     except (OSError, UserError):
         return ""
-    if not config.ppo.uses_reward_model:
-        return texts("rewarded.terms", terms=weighted_sum(config.ppo.rewards))
-    ranked = _ranking_rewards(config, texts) + texts("rewarded.scores")
-    clip = config.ppo.score_clip if config.align.algorithm == "ppo" else None
-    return ranked + (texts("rewarded.clipped", clip=f"{clip:g}") if clip else "") + texts("rewarded.end")
+    return "".join(_rewarded(config, texts)).strip()
+
+
+def _rewarded(config: Config, texts: Locale) -> Iterator[str]:
+    """Yield the sentences."""
+    ppo = config.ppo
+    if ppo.uses_reward_model:
+        yield _ranking_rewards(config, texts)
+        yield texts("rewarded.scores" if ppo.normalize_score else "rewarded.raw")
+    if ppo.rewards:
+        yield texts("rewarded.terms", terms=weighted_sum(ppo.rewards))
+    if ppo.score_clip is not None and config.align.algorithm != "dpo":  # which learns from comparisons
+        yield texts("rewarded.clipped", clip=f"{ppo.score_clip:g}")
 
 
 def _ranking_rewards(config: Config, texts: Locale) -> str:

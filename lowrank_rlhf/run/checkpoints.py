@@ -1,5 +1,6 @@
 """Checkpoints of a stage, and the policies of a few steps that stay after it."""
 
+import math
 import os
 import re
 import shutil
@@ -33,9 +34,11 @@ def kept_steps(steps: int, every: int) -> list[int]:
     At most three: the evaluations nearest to a quarter, half and three quarters of the way. The last step is none of
     them, since its policy has a folder of its own.
     """
-    evaluated = range(every, steps, every)
-    wanted = (steps * quarter / 4 for quarter in (1, 2, 3)) if evaluated else ()
-    return sorted({min(evaluated, key=lambda step: abs(step - at)) for at in wanted})
+    evaluations = (steps - 1) // every  # before the last step
+    if not evaluations:
+        return []
+    nearest = (math.ceil(steps * quarter / (4 * every) - 0.5) for quarter in (1, 2, 3))  # the earlier of two
+    return sorted({every * min(max(1, number), evaluations) for number in nearest})
 
 
 def step_name(step: int) -> str:

@@ -182,7 +182,9 @@ class TestStatus:
         assert "sft: sft.epochs: 2 -> 3" in out.splitlines()
 
     def test_without_a_run_all_are_listed(self, command) -> None:
-        assert command("status") == (0, "There are no runs in runs yet. Name their folder with --runs\n", "")
+        for options in ([], ["--watch"]):
+            none = "There are no runs in runs yet. Name their folder with --runs\n"
+            assert command("status", *options) == (0, none, "")
         for name in "ab":
             a_run(Path("runs") / name)
         code, out, _ = command("status")
@@ -195,12 +197,12 @@ class TestStatus:
         seen = [RunStatus("a", Path("a"), state, ["sft"], "sft") for state in ("running", "running", "stopped")]
         slept, looks = [], iter(seen)
         monkeypatch.setattr(run_states.time, "sleep", slept.append)
-        run_states._watch(lambda: [next(looks)], run_states._table)
+        run_states._watch(lambda: [next(looks)], lambda found: run_states._table(found, {"a": ()}))
         assert capsys.readouterr().out == "a: running · sft\na: stopped · sft\n"
         assert slept == [5.0, 5.0]
         monkeypatch.setattr(run_states, "Console", partial(Console, force_terminal=True))
         looks = iter(seen)
-        run_states._watch(lambda: [next(looks)], run_states._table)
+        run_states._watch(lambda: [next(looks)], lambda found: run_states._table(found, {"a": ()}))
         assert slept[2:] == [2.0, 2.0]
         assert capsys.readouterr().out.count("\x1b[2K") >= 2  # lines drawn again in place
 

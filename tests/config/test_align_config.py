@@ -80,9 +80,9 @@ def test_the_plan_counts_what_the_algorithm_does() -> None:
     dpo = quickstart("align.algorithm=dpo", "align.batch_size=32", "align.epochs=2")
     rloo = quickstart("align.algorithm=rloo", "align.batch_size=72", "align.steps=16")
     grpo = quickstart("align.algorithm=grpo", "align.batch_size=72", "align.steps=16")
-    assert policy_steps(quickstart(), COUNTS) == 16
-    assert policy_steps(rloo, COUNTS) == 16
-    assert policy_steps(dpo, COUNTS) == -(-COUNTS.answers * 3 // 2 * 2 // 32)
+    assert policy_steps(quickstart(), COUNTS.answers) == 16
+    assert policy_steps(rloo, COUNTS.answers) == 16
+    assert policy_steps(dpo, COUNTS.answers) == -(-COUNTS.answers * 3 // 2 * 2 // 32)
     ppo, first, second = (compute_cost("ppo", config, COUNTS, SMOLLM) for config in (quickstart(), rloo, grpo))
     assert ppo > 0
     assert first > second > 0

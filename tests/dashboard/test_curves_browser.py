@@ -99,7 +99,7 @@ def test_a_later_round_is_named_and_stage_names_do_not_wrap(url: str, chromium: 
     assert all(title.endswith(", round 2") for title in titles)
     frontier = figure(page, "round-2-frontier")
     frontier.locator("button.log").click()
-    assert [text.partition("log · ")[2] for text in labels(frontier) if "log · " in text] == ["2 ≤ 0"]
+    assert [text.partition("log · ")[2] for text in labels(frontier) if "log · " in text] == ["2 values ≤ 0"]
     assert frontier.locator("svg").evaluate(OVERLAPS) == []
     names = page.locator(".pipeline b")
     assert "round-2/evaluate" in names.all_inner_texts()

@@ -13,8 +13,10 @@ import pytest
 from browser import ROOT
 from dashboard_runs import NASTY, event, finish, make_run
 
+from lowrank_rlhf.dashboard import run_status
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.tabs import runs, runs_html, watch
+from lowrank_rlhf.dashboard.tabs import samples as samples_tab
 from lowrank_rlhf.dashboard.tabs.samples import samples
 from lowrank_rlhf.dashboard.talk import talk_html
 from lowrank_rlhf.dashboard.talk.chat_session import ChatSession
@@ -77,7 +79,11 @@ def test_what_others_wrote_is_shown_as_text(tmp_path) -> None:
     (run / "samples.jsonl").write_text(json.dumps({"id": "a", "prompt_id": "<b>", "text": NASTY}) + "\n")
     table = samples(run, [], [], "en")
     compared = samples(run, [], [{"prompt": NASTY, "sft": NASTY, "policy": NASTY, "score_sft": 1.0}], "en")
-    watched = samples(run, [{"step": 0, "prompt_id": "a", "prompt": NASTY, "answer": NASTY, "score": 1.0}], [], "en")
+    row = {"step": 0, "prompt_id": "a", "prompt": NASTY, "answer": NASTY, "score": 1.0}
+    nasty_step = row | {"step": f'"{NASTY}'}
+    watched = samples(run, [nasty_step, row], [], "en")
+    assert samples_tab.evaluated_step([nasty_step, row], 0) == 0
+    assert "<script" not in samples_tab._cell("", "", "", nasty_step["step"])
     for shown in (html(NASTY), table, compared, watched):
         assert "<script" not in shown
         assert "&lt;script&gt;" in shown
@@ -158,15 +164,14 @@ def test_an_alarm_leads_to_its_curve_and_to_the_answers_at_its_step(tmp_path) ->
     assert all(part == gr.skip() for part in watch._refresh(page, "one", "en", seen)[:5])
 
 
-def test_curves_are_drawn_once_for_all_visitors(tmp_path, monkeypatch) -> None:
-    run, page, drawn = make_run(tmp_path), SimpleNamespace(runs=RunsFolder(tmp_path)), []
-    own = watch._curves
-    monkeypatch.setattr(watch, "_curves", lambda *given: drawn.append(len(given[0])) or own(*given))
-    for step in (1, 2):
-        append_line(run / "metrics.jsonl", {"stage": "ppo", "step": step, "objective/kl": 1.0})
-        shown = [watch._refresh(page, "one", "en", {})[2] for _ in range(3)]
-        assert len(set(shown)) == 1
-    assert drawn == [1, 2]
+def test_alarms_of_a_run_without_metrics_are_shown(tmp_path, monkeypatch) -> None:
+    """Such as a failed self-check of a run whose metrics.jsonl is gone."""
+    make_run(tmp_path)
+    page, found = SimpleNamespace(runs=RunsFolder(tmp_path)), list[Alarm]()
+    monkeypatch.setattr(run_status, "find_alarms", lambda *_: found)
+    assert watch._refresh(page, "one", "en", {})[1] == ""
+    found.append(Alarm("weak_reward", {"weakness": "Worse than chance"}))
+    assert "Worse than chance" in watch._refresh(page, "one", "en", {})[1]
 
 
 def test_the_list_of_runs_marks_alarms_of_each_run_as_they_come(tmp_path) -> None:
@@ -174,10 +179,36 @@ def test_the_list_of_runs_marks_alarms_of_each_run_as_they_come(tmp_path) -> Non
     shown = []
     for step, nats in enumerate((1.0, 40.0, 41.0)):
         append_line(run / "metrics.jsonl", {"stage": "ppo", "step": step, "objective/kl": nats})
-        shown.append(runs_html.run_list([folder.status("one")], "one", "zh"))
+        shown.append(runs._refresh(folder, "one", "zh", {})[0])
     assert ["alarmed" in listed for listed in shown] == [False, True, True]
     assert "警报：1" in shown[2]
     assert f'title="{html(locale("zh")("alarm.far_from_sft.title"))}"' in shown[2]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"objective/kl": 1.0},
+        {"step": None, "objective/kl": 1.0},
+        {"step": 2, "objective/kl": "x"},
+        {"step": 2, "eval/score": [1.0]},
+        {"step": 2, "eval/score": 1.0, "eval/judge_scores": 5},
+        {"step": 2, "eval/score": 1.0, "eval/judge_scores": [1.0, "x"]},
+    ],
+)
+def test_damaged_rows_of_one_run_do_not_hide_any_run(tmp_path, row) -> None:
+    damaged, folder = make_run(tmp_path, "damaged"), RunsFolder(tmp_path)
+    make_run(tmp_path, "sound")
+    for each in (
+        {"step": 0, "objective/kl": 40.0},
+        {"step": 1, "eval/score": 0.0, "eval/judge_scores": [2.0, 1.0]},
+        row,
+    ):
+        append_line(damaged / "metrics.jsonl", {"stage": "ppo", **each})
+    listed = runs._refresh(folder, "damaged", "en", {})[0]
+    assert sorted(re.findall('data-run="(.*?)"', listed)) == ["damaged", "sound"]
+    assert locale("en")("alarm.far_from_sft.title") in listed
+    assert '<figure id="chart-kl">' in watch._refresh(SimpleNamespace(runs=folder), "damaged", "en", {})[2]
 
 
 def test_every_alarm_s_curve_exists() -> None:

@@ -192,8 +192,8 @@ class TestConversation:
         ("policy", "Policy"),
         ("policy-last", "Policy, last step"),
         ("round-2", "Policy of round 2"),
-        ("step-40", "Checkpoint, step 40"),
-        ("round-3/step-40", "Checkpoint, step 40, round 3"),
+        ("step-40", "Policy at step 40"),
+        ("round-3/step-40", "Policy at step 40, round 3"),
     ],
 )
 def test_a_model_has_a_name_for_people(name: str, label: str) -> None:

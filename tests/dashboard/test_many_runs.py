@@ -7,19 +7,21 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 from dashboard_runs import event, finish, holding, make_run, page_of
 
 from lowrank_rlhf.dashboard import app, deleted_runs, jobs, run_status
+from lowrank_rlhf.dashboard.browser import address
 from lowrank_rlhf.dashboard.chat_worker import ChatWorker
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.served import exports
-from lowrank_rlhf.dashboard.tabs import deleting, run_filter
+from lowrank_rlhf.dashboard.tabs import compare, deleting, run_filter, start
 from lowrank_rlhf.dashboard.tabs import runs as runs_tab
 from lowrank_rlhf.dashboard.tabs.run_filter import ALL, RunFilter
 from lowrank_rlhf.dashboard.text import LANGUAGES, html, t
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.run.files import write_json_atomic
+from lowrank_rlhf.run.files import append_line, write_json_atomic
 from lowrank_rlhf.run.run_lock import is_locked
 from lowrank_rlhf.stages import STAGES
 
@@ -83,6 +85,18 @@ class TestReading:
         assert html(t("runs.unread", "en", count=2)) in listed[0]
         assert "still being read" not in listed[1]
 
+    def test_alarms_are_looked_for_once_and_only_for_the_runs_shown(self, tmp_path, monkeypatch) -> None:
+        monkeypatch.setattr(runs_tab, "_LISTED", 2)
+        runs, looked = some_runs(tmp_path), []
+        monkeypatch.setattr(run_status, "find_alarms", lambda rows, *_: looked.append(len(rows)) or [])
+        for seconds, looks in ((0.0, []), (60.0, [0, 0]), (60.0, [0, 0])):
+            monkeypatch.setattr(runs_tab, "_ALARM_SECONDS", seconds)
+            assert runs_tab._refresh(runs, "c-new", "en", {})[0].count("data-run=") == 2
+            assert looked == looks
+        append_line(tmp_path / "c-new" / "metrics.jsonl", {"stage": "ppo", "step": 1})
+        runs_tab._refresh(runs, "c-new", "en", {})
+        assert looked == [0, 0, 1]
+
     def test_an_idle_run_is_read_again_only_after_a_change(self, tmp_path, monkeypatch) -> None:
         runs, read = some_runs(tmp_path), []
         own = run_status.StatusReader._read
@@ -117,20 +131,42 @@ class TestArchive:
         for name in ("one", "two"):
             make_run(tmp_path, name)
 
-        def refreshed(chosen: str, wanted: RunFilter = ALL) -> tuple[list[str], list[str], str, bool]:
-            listing, _, choice, *_, archive, _, row, _ = runs_tab._refresh(page.runs, chosen, language, {}, wanted)
-            listed = re.findall('data-run="(.*?)"', listing)
-            return sorted(listed), sorted(choice["choices"]), archive["value"], row["visible"]
+        def refreshed(chosen: str, wanted: RunFilter = ALL) -> tuple[list[str], list[str], tuple[bool, bool], bool]:
+            listing, _, choice, *_, archive, unarchive, _, row, _ = runs_tab._refresh(
+                page.runs, chosen, language, {}, wanted
+            )
+            listed, buttons = re.findall('data-run="(.*?)"', listing), (archive["visible"], unarchive["visible"])
+            return sorted(listed), sorted(choice["choices"]), buttons, row["visible"]
 
-        put_away, bring_back = (t(f"delete.{key}", language) for key in ("archive", "unarchive"))
+        put_away, bring_back = (True, False), (False, True)
         assert refreshed("one") == (["one", "two"], ["one", "two"], put_away, False)
-        assert html(t("outcome.archive", language, run="one")) in deleting._archive(page, "one", language)
+        for _ in range(2):  # a click that comes late does not bring it back
+            assert html(t("outcome.archive", language, run="one")) in deleting._archive(page, "one", language, True)
         assert refreshed("one") == (["two"], ["one", "two"], bring_back, True)  # the chosen one stays chosen
         assert refreshed("two") == (["two"], ["two"], put_away, True)
         assert refreshed("two", RunFilter(state="archived"))[0] == ["one"]
         assert page.runs.listed() == ["two"]
-        assert html(t("outcome.restore", language, run="one")) in deleting._archive(page, "one", language)
+        for _ in range(2):
+            assert html(t("outcome.restore", language, run="one")) in deleting._archive(page, "one", language, False)
         assert refreshed("two") == (["one", "two"], ["one", "two"], put_away, False)
+
+    def test_an_archived_run_is_offered_nowhere_unless_it_is_chosen(self, tmp_path, monkeypatch) -> None:
+        page = page_of(tmp_path)
+        for name in ("gone", "here"):
+            event(make_run(tmp_path, name), "ended early", error="WaitingForPeople")
+        page.runs.archive("gone", True)
+        monkeypatch.setattr(runs_tab, "_READING_SECONDS", 0.0)  # not even before its status is read
+        for chosen, choices in (("here", ["here"]), ("gone", ["gone", "here"]), (None, ["here"])):
+            assert sorted(runs_tab._refresh(page.runs, chosen, "en", {})[2]["choices"]) == choices
+            assert sorted(compare._refresh(page.runs, [chosen or "x"], "en", {})[0]["choices"]) == choices
+            assert sorted(address.chosen(page.runs, chosen)["choices"]) == choices
+        assert start._waiting(page.runs, "en")[0] == "here"
+        page.runs.archive("here", True)
+        assert start._waiting(page.runs, "en")[0] == gr.skip()
+        with holding(tmp_path / "here"):
+            assert address.chosen(page.runs, None)["value"] is None
+            assert address.chosen(page.runs, "here")["value"] == "here"
+        assert runs_tab._refresh(page.runs, None, "en", {})[2]["value"] is None
 
     @pytest.mark.parametrize("name", ["..", "missing"])
     def test_no_other_folder_is_archived(self, tmp_path, name) -> None:

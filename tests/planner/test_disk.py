@@ -15,14 +15,18 @@ from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import CannotFit, ExitCode
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.planner import disk
+from lowrank_rlhf.planner.compute_cost import Amounts
 from lowrank_rlhf.preferences.store import AnnotationStore
 from lowrank_rlhf.run.checkpoints import latest_checkpoint
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.run.step_log import StepLog
+from lowrank_rlhf.sources.model_shape import Shape
+from lowrank_rlhf.stages import of_rounds
 
 ADAPTERS = ("adapters/sft", "adapters/reward", "adapters/policy", "adapters/policy-last", "adapters/critic")
 MIB = 2**20
+SHAPE = Shape("qwen3", 28, hidden=1024, mlp=3072, query=2048, key_value=1024, vocabulary=1000, tied=True)
 
 
 @pytest.fixture
@@ -96,6 +100,20 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int, Callable[[], None
 
 def go(config: Config, runs: Path) -> RunDir:
     return pipeline.run(config, runs, progress=Progress.silent())
+
+
+@pytest.mark.parametrize(("steps", "kept"), [(50, 3), (10, 0)])
+def test_the_policies_of_earlier_steps_need_space_too(tmp_path: Path, steps: int, kept: int) -> None:
+    settings = make_config(tmp_path, tmp_path / "prompts.jsonl", ppo__steps=steps, ppo__evaluate_every=10, rounds=2)
+    counts = Amounts(
+        8, 2, 2, 8, answers=32, prompt_tokens=9, longest_prompt=9, answer_tokens=9, longest_demonstration=9
+    )
+    one, last = (disk.output_size(f"adapters/{name}", settings, SHAPE, counts) for name in ("policy", "policy-last"))
+    assert last == (1 + kept) * one
+    by_round = [stage for stage in of_rounds(2) if stage.kind == "ppo"]
+    needs = [disk.smallest_need([stage], settings, SHAPE) for stage in by_round]
+    critic = disk.output_size("adapters/critic", settings, SHAPE, counts)
+    assert needs == [disk.SMALL_FILES + one + last + critic + disk.working_size(by_round[0], settings, SHAPE)] * 2
 
 
 @pytest.mark.parametrize(("stage", "step"), [("sft", 3), ("ppo", 2)])

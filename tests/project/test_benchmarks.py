@@ -1,10 +1,13 @@
 """Run the benchmarks on tiny models and check their figures."""
 
+import http.client
+import io
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -42,6 +45,59 @@ def test_memory_table_compares_the_peak_with_the_forecast(monkeypatch: pytest.Mo
         "| m | a | sft | 2,048 | 2,048 | 1.00 |",
         "| m | a | ppo | 2,048 | 3,072 | 1.50 |",
     ]
+
+
+def test_a_visitor_counts_unanswered_events_and_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two timers: both answered, one without an answer, a refusal, and a connection that ends early."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks import page_load
+
+    config = {"components": [], "dependencies": [{"id": at, "inputs": [], "targets": [(0, "tick")]} for at in (1, 2)]}
+    ids = [{"event_id": "a"}, {"event_id": "b"}]
+    done = ["a", "b"], ["b"]
+    replies = iter([config, *ids, done[0], *ids, done[1], {"detail": "full"}, http.client.RemoteDisconnected()])
+    opened = []
+
+    class Connection:
+        def __init__(self, *_: object, **__: object) -> None:
+            opened.append(self)
+
+        def request(self, *_: object) -> None:
+            reply = next(replies)
+            if isinstance(reply, Exception):
+                raise reply
+            events = reply if isinstance(reply, list) else ()
+            lines = [{"msg": "process_completed", "event_id": event, "success": True} for event in events]
+            self.stream = io.BytesIO("".join(f"data: {json.dumps(line)}\n" for line in lines).encode())
+            self.reply = json.dumps(reply)
+
+        def getresponse(self) -> SimpleNamespace:
+            return SimpleNamespace(read=lambda: self.reply, readline=self.stream.readline)
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(page_load.http.client, "HTTPConnection", Connection)
+    monkeypatch.setattr(page_load, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda _: None))
+    visitor = page_load.Visitor("host", "run")
+    visitor.tick()
+    assert (len(visitor.seconds), visitor.errors) == (2, [])
+    visitor.tick()
+    assert (len(visitor.seconds), visitor.errors) == (3, ["event a: no answer"])
+    moments = iter([0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 3.0])
+    page_load.time.monotonic = lambda: next(moments)
+    visitor.stay(2.0)
+    assert [error.partition("(")[0] for error in visitor.errors[1:]] == ["KeyError", "RemoteDisconnected"]
+    assert len(opened) == 2 * 3
+
+
+def test_the_page_is_not_timed_beside_a_training_that_has_ended() -> None:
+    sys.path.insert(0, str(ROOT))
+    from benchmarks import page_load
+
+    with pytest.raises(SystemExit, match="exit code 3"):
+        page_load.check_training(SimpleNamespace(poll=lambda: 3))
+    page_load.check_training(SimpleNamespace(poll=lambda: None))
 
 
 def test_flattery_is_the_mean_difference_over_seeds_with_its_standard_error() -> None:

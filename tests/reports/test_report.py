@@ -434,7 +434,37 @@ def test_the_report_of_every_preset_says_what_it_learns_from(tmp_path: Path, pre
     }
     expected = words[config.rank.source] if config.ppo.uses_reward_model else ", ".join(config.ppo.rewards)
     assert expected in about_run(RunDir(tmp_path), texts)
-    assert rewarded(RunDir(tmp_path), texts).endswith(texts("rewarded.end"))
+    assert rewarded(RunDir(tmp_path), texts)[-1] in ".。"
+
+
+BRIEF = {"source": "length", "maximum": 50, "weight": 0.5}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize(
+    ("settings", "keys"),
+    [
+        ({}, ["scores", "clipped"]),
+        ({"ppo": {"score_clip": None}}, ["scores"]),
+        ({"ppo": {"normalize_score": False}}, ["raw", "clipped"]),
+        ({"align": {"algorithm": "rloo"}}, ["scores", "clipped"]),
+        ({"align": {"algorithm": "grpo"}}, ["scores", "clipped"]),
+        ({"align": {"algorithm": "dpo"}}, ["scores"]),
+        ({"ppo": {"rewards": {"model": {"source": "model"}, "brief": BRIEF}}}, ["scores", "terms", "clipped"]),
+        ({"ppo": {"rewards": {"model": BRIEF, "brief": BRIEF}}}, ["terms", "clipped"]),
+    ],
+    ids=["ppo", "unclipped", "raw", "rloo", "grpo", "dpo", "sum", "sum without the reward model"],
+)
+def test_the_report_says_what_training_does_with_the_scores(
+    tmp_path: Path, language: str, settings: dict, keys: list[str]
+) -> None:
+    config = {"name": "a", "model": {"source": "m"}, "data": {"prompts": "p.jsonl"}, "rank": {"judge": "sentiment"}}
+    (tmp_path / "config.yaml").write_text(json.dumps(config | settings))
+    texts = locale(language)
+    terms = "model + 0.5 brief" if "scores" in keys else "0.5 model + 0.5 brief"
+    sentences = [texts(f"rewarded.{key}", clip="5", terms=terms) for key in keys]
+    ranked = [] if keys[0] == "terms" else [texts("rewarded.sentiment")]
+    assert rewarded(RunDir(tmp_path), texts) == "".join([*ranked, *sentences]).strip()
 
 
 @pytest.mark.parametrize(

@@ -113,11 +113,11 @@ def test_other_judges_and_other_test_prompts_are_named(make: Make) -> None:
     ]
 
 
-def judged(*wins: float, key: str = "judge") -> list[dict[str, Any]]:
-    """An answer of the policy that wins, ties or loses, to each of as many prompts; by scores for `score`."""
+def judged(*wins: float) -> list[dict[str, Any]]:
+    """An answer of the policy that wins, ties or loses, to each of as many prompts."""
     rows = answers([f"ask {at}" for at in range(len(wins))])
     for row, win in zip(rows, wins, strict=True):
-        row |= {f"{key}_prefers": {1.0: "policy", 0.0: "sft"}.get(win, "tie")}
+        row |= {"judge_prefers": {1.0: "policy", 0.0: "sft"}.get(win, "tie")}
     return rows
 
 
@@ -148,6 +148,33 @@ def test_win_rates_of_different_judges_have_no_difference(make: Make, judges: tu
         for at, judge in enumerate(judges)
     ]
     assert not [label for label in rows(compared(*runs).final) if label.startswith("win rate less")]
+
+
+@pytest.mark.parametrize(
+    ("question", "same"),
+    [
+        ({}, True),
+        ({"timeout_seconds": 9}, True),
+        ({"template": "chinese"}, False),
+        ({"ask": "pointwise"}, False),
+        ({"ask": "pointwise", "rubric": "chinese"}, False),
+    ],
+)
+@pytest.mark.parametrize("judge", ["endpoint:m", "sentiment"])
+def test_a_language_model_with_another_question_is_another_judge(
+    make: Make, judge: str, question: dict[str, Any], same: bool
+) -> None:
+    results = {"evaluate": evaluation(judge=judge)}
+    runs = [
+        make(
+            f"run{at}", results=results, rows=judged(1.0, 0.0), settings={"rank": {"judge": "endpoint", "endpoint": of}}
+        )
+        for at, of in enumerate({"url": "http://127.0.0.1:1/v1", "model": "m"} | more for more in ({}, question))
+    ]
+    found = compared(*runs)
+    comparable = same or judge == "sentiment"  # whatever is asked of the other
+    assert any(label.startswith("win rate less") for label in rows(found.final)) is comparable
+    assert (ENGLISH("compare.other_judges") not in found.notes) is comparable
 
 
 def test_only_settings_that_differ_are_listed(make: Make) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.tabs.runs_html import last_figure, state_line
 from lowrank_rlhf.dashboard.tail import JsonlTails
 from lowrank_rlhf.errors import visible
+from lowrank_rlhf.reports.alarms import Alarm
 
 _SECONDS, _SECONDS_BETWEEN_LINES = 2.0, 5.0
 _LANGUAGE = "en"
@@ -30,16 +31,15 @@ def show_all(runs: Path, as_json: bool, watch: bool) -> None:
     def look() -> list[RunStatus]:
         return [folder.status(name) for name in folder.names()]
 
-    if watch:
-        _watch(look, _table)
-        return
     found = look()
     if as_json:
-        print(json.dumps([_as_json(run) for run in found], indent=2))
-    elif found:
-        Console().print(_table(found))
-    else:
+        print(json.dumps([_as_json(run, folder.alarms([run])[run.name]) for run in found], indent=2))
+    elif not found:
         echo(f"There are no runs in {runs} yet. Name their folder with --runs")
+    elif watch:
+        _watch(look, lambda seen: _table(seen, folder.alarms(seen)))
+    else:
+        Console().print(_table(found, folder.alarms(found)))
 
 
 def watch_one(folder: Path, table: Callable[[], RenderableType]) -> None:
@@ -78,16 +78,16 @@ def _line(run: RunStatus) -> str:
     )
 
 
-def _table(found: Sequence[RunStatus]) -> Table:
+def _table(found: Sequence[RunStatus], alarms: Mapping[str, Sequence[Alarm]]) -> Table:
     table = Table("run", "state", "stages", "figure", "alarms", box=None, pad_edge=False)
     for run in found:
         stages = f"{len(run.done)}/{len(run.stages)}"
-        alarms = str(len(run.alarms)) if run.alarms else ""
-        table.add_row(run.name, Text(state_line(run, _LANGUAGE)), stages, Text(last_figure(run, _LANGUAGE)), alarms)
+        count = str(len(alarms[run.name])) if alarms[run.name] else ""
+        table.add_row(run.name, Text(state_line(run, _LANGUAGE)), stages, Text(last_figure(run, _LANGUAGE)), count)
     return table
 
 
-def _as_json(run: RunStatus) -> dict[str, Any]:
+def _as_json(run: RunStatus, alarms: Sequence[Alarm]) -> dict[str, Any]:
     return {
         "run": str(run.path),
         "state": run.state,
@@ -96,5 +96,5 @@ def _as_json(run: RunStatus) -> dict[str, Any]:
         "done": run.done,
         "seconds_left": run.seconds_left,
         "figure": run.figure and {run.figure.key: run.figure.value},
-        "alarms": [alarm.id for alarm in run.alarms],
+        "alarms": [alarm.id for alarm in alarms],
     }

@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from lowrank_rlhf.dashboard.page import OF_RUN, QUIET, DashboardPage
+from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 
 # Opens the address's tab, and returns its run. Selections before that leave the address alone.
 _RESTORE = """() => {
@@ -50,22 +51,27 @@ def restore(tabs: Sequence[str]) -> str:
     return _RESTORE % json.dumps(tabs)
 
 
+def chosen(runs: RunsFolder, run: str | None) -> dict[str, Any]:
+    """Return the update of the runs offered: those listed, and the address's, which is chosen if it exists."""
+    names = runs.listed(run)
+    if run not in names:
+        at_work = runs.training()
+        run = at_work if at_work in names else next(iter(names), None)
+    update: dict[str, Any] = gr.update(choices=names, value=run)
+    return update
+
+
 def connect(loaded: Any, page: DashboardPage, tabs: Mapping[str, gr.Tab]) -> None:
     """Keep run and tab in the address, and restore them after the event `loaded`.
 
-    Without a run in the address the page shows the run at work, else the newest.
+    Without a run in the address the page shows the run at work, else the newest; an archived one only by its address.
     """
 
-    def chosen(run: str | None) -> Any:
-        names = page.runs.listed(run)
-        default = page.runs.training() or next(iter(names), None)
-        return gr.update(choices=names, value=run if run in names else default)
-
     def returned(now: str | None, event: gr.SelectData) -> str | None:
-        return event.value if event.value in page.runs.names() else now
+        return event.value if event.value in page.runs.names() else now  # an archived one too
 
     gr.on(None, None, None, None, js=_OPEN_AT_ONCE, **QUIET)
-    restored = loaded.then(chosen, page.run, page.run, js=restore(list(tabs)), **OF_RUN)
+    restored = loaded.then(lambda run: chosen(page.runs, run), page.run, page.run, js=restore(list(tabs)), **OF_RUN)
     restored.then(None, page.run, None, js=_KEEP_RUN, **QUIET)
     page.run.change(None, page.run, None, js=_KEEP_RUN, **QUIET)
     for name, tab in tabs.items():

@@ -32,7 +32,7 @@ _KEEP = "(names) => { if (window.keepCompared) window.keepCompared(names || []);
 
 def build(page: DashboardPage) -> None:
     """Lay out the tab. The comparison is drawn again when the choice changes or a stage of a chosen run ends."""
-    names = page.runs.names()
+    names = page.runs.listed()
     # A run in the address may have been deleted: its name is shown, with a note.
     chosen = page.texts.add(
         gr.Dropdown(names, value=[], multiselect=True, allow_custom_value=True, elem_id="compared"),
@@ -52,7 +52,7 @@ def build(page: DashboardPage) -> None:
 
 def _refresh(runs: RunsFolder, given: Sequence[str], language: str, before: dict[str, Any]) -> list[Any]:
     """Return the choices, the comparison as HTML, and what both were made from; each only if it has changed."""
-    names, version = runs.names(), _version(runs, given)
+    names, version = runs.listed(*given), _version(runs, given)
     now = {"names": names, "shown": (list(given), language, version)}
     if now == before:
         return [gr.skip()] * 3

@@ -18,12 +18,14 @@ _SHOW: dict[str, Any] = gr.update(visible=True)
 def build(page: DashboardPage, outcome: gr.HTML) -> list[Any]:
     """Lay out the buttons and connect them.
 
-    Returns the button that archives the chosen run or brings it back, and the events after which the list has changed.
+    Returns the buttons that archive the chosen run and bring it back, and the events after which the list has changed.
     """
     texts = page.texts
     with texts.add(gr.Accordion(open=False, elem_id="deleting"), label="delete.title") as block:
         with gr.Row(elem_classes="actions"):
-            archive = gr.Button(t("delete.archive", "en"), elem_id="archive-run")  # its text depends on the run
+            # Two buttons, so that a late click does what its button says.
+            archive = texts.add(gr.Button(elem_id="archive-run"), value="delete.archive")
+            unarchive = texts.add(gr.Button(visible=False, elem_id="unarchive-run"), value="delete.unarchive")
             delete = texts.add(gr.Button(elem_id="delete-run"), value="delete.delete")
         with gr.Column(visible=False, elem_id="delete-question") as question:
             asks = gr.HTML("", elem_id="delete-asks")
@@ -46,8 +48,8 @@ def build(page: DashboardPage, outcome: gr.HTML) -> list[Any]:
     def bring_back(name: str | None, language: str) -> list[Any]:
         return _carry_out(page, "restore", name, language) if name else [note(t("delete.which", language)), gr.skip()]
 
-    def put_away(name: str | None, language: str) -> str:
-        return _archive(page, name, language)
+    def put_away(archived: bool) -> Any:
+        return lambda name, language: _archive(page, name, language, archived)
 
     question_parts = [question, asks, asked, outcome]
     delete.click(ask("delete"), [page.run, page.language], question_parts, **EVENT)
@@ -55,12 +57,13 @@ def build(page: DashboardPage, outcome: gr.HTML) -> list[Any]:
     no.click(lambda: [_HIDE, None], None, [question, asked], **QUIET)
     page.run.change(lambda: [_HIDE, None], None, [question, asked], **QUIET)
     done = [
-        archive.click(put_away, [page.run, page.language], outcome, **EVENT),
+        archive.click(put_away(True), [page.run, page.language], outcome, **EVENT),
+        unarchive.click(put_away(False), [page.run, page.language], outcome, **EVENT),
         yes.click(confirm, [asked, page.language], [question, asked, outcome, gone], **EVENT),
         restore.click(bring_back, [gone, page.language], [outcome, gone], **EVENT),
     ]
     block.expand(lambda: _choices(page), None, gone, **QUIET)
-    return [archive, *done]
+    return [archive, unarchive, *done]
 
 
 def _ask(kind: str, name: str | None, language: str) -> list[Any]:
@@ -71,12 +74,11 @@ def _ask(kind: str, name: str | None, language: str) -> list[Any]:
     return [_SHOW, note(t(f"question.{kind}", language, run=run), "bad"), [kind, name], ""]
 
 
-def _archive(page: DashboardPage, name: str | None, language: str) -> str:
+def _archive(page: DashboardPage, name: str | None, language: str, archived: bool) -> str:
     """Take the run out of the list, or back into it, and return the outcome."""
     if not name:
         return note(t("runs.choose", language))
     try:
-        archived = not page.runs.status(name).archived
         page.runs.archive(name, archived)
     except UserError as error:
         return note(error_text(error, language), "bad")

@@ -273,4 +273,9 @@ def _start(
     except UserError as error:
         return [gr.skip(), note(error_text(error, language), "bad"), gr.skip(), gr.skip()]
     started = note(t("runs.started", language), "good") + command_line(jobs.as_typed(command), language)
-    return [gr.update(choices=page.runs.names(), value=path.name), started, gr.update(interactive=False), None]
+    return [
+        gr.update(choices=page.runs.listed(path.name), value=path.name),
+        started,
+        gr.update(interactive=False),
+        None,
+    ]

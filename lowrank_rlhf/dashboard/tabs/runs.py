@@ -7,7 +7,7 @@ import gradio as gr
 
 from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.page import EVENT, OF_RUN, QUIET, DashboardPage
-from lowrank_rlhf.dashboard.run_status import RunStatus
+from lowrank_rlhf.dashboard.run_status import RunStatus, is_archived
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.tabs import deleting, run_filter, start
 from lowrank_rlhf.dashboard.tabs.run_filter import ALL, RunFilter
@@ -26,6 +26,7 @@ Action = Literal["stop", "resume", "redo", "undo"]
 
 _SECONDS = 2.0
 _READING_SECONDS = 1.0
+_ALARM_SECONDS = 0.5
 _LISTED = 200
 """Runs in the list; the others are found by search and filter."""
 # Sends the name of the run whose button was clicked.
@@ -57,10 +58,10 @@ def build(page: DashboardPage) -> None:
     asked = gr.State(None)
     outcome = gr.HTML("", elem_id="run-outcome")
     previous = gr.State({})
-    archive, *changed_list = deleting.build(page, outcome)
+    archive, unarchive, *changed_list = deleting.build(page, outcome)
     with above:
         begin = start.build(page)
-    buttons = [stop, resume, stage, redo, undo, rank, archive]
+    buttons = [stop, resume, stage, redo, undo, rank, archive, unarchive]
     outputs = [listing, about, page.run, *buttons, begin.block, filter_row, previous]
     inputs = [page.run, page.language, previous, *filter_fields]
 
@@ -134,9 +135,9 @@ def _refresh(
     names = runs.names()
     searched = set(run_filter.matching(names, {}, ALL._replace(search=wanted.search)))
     statuses = runs.statuses(sorted(names, key=lambda name: name not in searched), _READING_SECONDS)
-    offered = [name for name in names if name == chosen or not (name in statuses and statuses[name].archived)]
+    offered = [name for name in names if name == chosen or not is_archived(runs.folder / name)]
     chooses: dict[str, Any] = (
-        {} if chosen in names else {"value": next(iter(offered or names), None)}
+        {} if chosen in names else {"value": next(iter(offered), None)}
     )  # another may be chosen meanwhile
     chosen = chooses.get("value", chosen)
     run = runs.status(chosen) if chosen else None
@@ -144,11 +145,11 @@ def _refresh(
     shown = [statuses[name] for name in found if name in statuses][:_LISTED]
     unread = len(names) - len(statuses)
     now = {
-        "listing": (shown, chosen, language, len(found), unread, bool(names)),
+        "listing": (shown, chosen, language, len(found), unread, bool(names), runs.alarms(shown, _ALARM_SECONDS)),
         "about": details(run, language),
         "choice": (offered, chosen),
-        "archive": t("delete.unarchive" if run and run.archived else "delete.archive", language),
-        "empty": not names,
+        "archived": run is not None and run.archived,
+        "empty": not offered,
         "many": len(names) > run_filter.FEW
         or any(run.archived for run in statuses.values())
         or bool(wanted.search or wanted.state),
@@ -168,7 +169,8 @@ def _refresh(
         changed(gr.update(interactive=bool(now["redo"])), "redo"),
         changed(gr.update(visible=now["can_undo"]), "can_undo"),
         changed(gr.update(visible=now["can_rank"]), "can_rank"),
-        changed(gr.update(value=now["archive"]), "archive"),
+        changed(gr.update(visible=not now["archived"]), "archived"),
+        changed(gr.update(visible=now["archived"]), "archived"),
         changed(gr.update(open=now["empty"]), "empty"),
         changed(gr.update(visible=now["many"]), "many"),
         changed(now, *now),

@@ -1,10 +1,11 @@
 """HTML of the list of runs and of the chosen run's status."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lowrank_rlhf.dashboard.run_status import RunStatus
 from lowrank_rlhf.dashboard.text import explained, html, t
 from lowrank_rlhf.dashboard.wording import worded
+from lowrank_rlhf.reports.alarms import Alarm
 from lowrank_rlhf.reports.format import percent, percent_bounds
 from lowrank_rlhf.reports.locale import locale
 from lowrank_rlhf.run.progress import duration
@@ -15,12 +16,18 @@ _ENDED_EARLY = ("stopped", "failed", "killed")
 
 
 def run_list(
-    runs: Sequence[RunStatus], chosen: str | None, language: str, found: int = 0, unread: int = 0, exist: bool = False
+    runs: Sequence[RunStatus],
+    chosen: str | None,
+    language: str,
+    found: int = 0,
+    unread: int = 0,
+    exist: bool = False,
+    alarms: Mapping[str, Sequence[Alarm]] | None = None,
 ) -> str:
     """Return a button for each run: name, state, stages, remaining time and latest figure.
 
     `found` is the number of runs that the filter leaves, `unread` of those whose state is not known yet; `exist` tells
-    an empty folder from a filter that leaves nothing.
+    an empty folder from a filter that leaves nothing. `alarms` are those known, by run.
     """
     missing = t("runs.unread", language, count=unread) if unread else ""
     if not unread and found > len(runs):
@@ -28,7 +35,9 @@ def run_list(
     below = f'<p class="soft">{html(missing)}</p>' if missing else ""
     if not runs:
         return f'<p class="empty">{html(t("runs.none_found" if exist else "runs.none", language))}</p>{below}'
-    return f'<div class="runs">{"".join(_button(run, run.name == chosen, language) for run in runs)}</div>{below}'
+    known = alarms or {}
+    buttons = (_button(run, run.name == chosen, language, known.get(run.name, ())) for run in runs)
+    return f'<div class="runs">{"".join(buttons)}</div>{below}'
 
 
 def state_line(run: RunStatus, language: str) -> str:
@@ -104,23 +113,23 @@ def note(text: str, kind: str = "info") -> str:
     return f'<div class="note {kind}"><pre>{html(text)}</pre></div>' if text else ""
 
 
-def _button(run: RunStatus, chosen: bool, language: str) -> str:
+def _button(run: RunStatus, chosen: bool, language: str, alarms: Sequence[Alarm]) -> str:
     marks = "".join(f'<i class="{_mark(run, stage)}" title="{html(stage)}"></i>' for stage in run.stages)
     position = _SEPARATOR.join(_position(run, language))
     return (
         f'<button type="button" class="run{" chosen" if chosen else ""}" data-run="{html(run.name)}"'
         f' aria-pressed="{str(chosen).lower()}"><span class="name">{html(run.name)}</span>{_badge(run, language)}'
-        f'<span class="stages">{marks}</span><span class="soft">{_alarm_mark(run, language)}{html(position)}</span>'
+        f'<span class="stages">{marks}</span><span class="soft">{_alarm_mark(alarms, language)}{html(position)}</span>'
         f'<span class="figure"{interval_note(run, language)}>{html(last_figure(run, language))}</span></button>'
     )
 
 
-def _alarm_mark(run: RunStatus, language: str) -> str:
-    """Return the number of the run's alarms, with their titles on hover; empty for a run without."""
-    if not run.alarms:
+def _alarm_mark(alarms: Sequence[Alarm], language: str) -> str:
+    """Return the number of a run's alarms, with their titles on hover; empty for a run without."""
+    if not alarms:
         return ""
-    titles = "\n".join(alarm.title(locale(language)) for alarm in run.alarms)
-    words = t("runs.alarms", language, count=len(run.alarms))
+    titles = "\n".join(alarm.title(locale(language)) for alarm in alarms)
+    words = t("runs.alarms", language, count=len(alarms))
     return f'<b class="alarmed" title="{html(titles)}">⚠ {html(words)}</b> '
 
 

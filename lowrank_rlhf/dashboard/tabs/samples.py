@@ -37,7 +37,7 @@ def samples(
         rows = [_compared(row, language) for row in compared[:_MAX_ROWS]]
         head = [t(f"samples.{name}", language) for name in ("prompt", "sft", "policy")]
         tables.append(_folding_table(lead, head, rows, language))
-    if watched:
+    if _sound(watched):
         tables.append(_by_step(watched, "sft" if number == 1 else "last", language, also))
     if not tables and (rows := _sampled(run)):
         head = [t(f"samples.{name}", language) for name in ("prompt", "sft" if number == 1 else "last")]
@@ -65,8 +65,13 @@ def _table(lead: str, head: Sequence[str], rows: Sequence[str]) -> str:
 
 def evaluated_step(watched: Rows, step: int) -> int | None:
     """Return the first step from this one on with answers in watched.jsonl, else the last one; None without answers."""
-    steps = {row["step"] for row in watched}
+    steps = {row["step"] for row in _sound(watched)}
     return min((each for each in steps if each >= step), default=max(steps, default=None))
+
+
+def _sound(watched: Rows) -> Rows:
+    """Return the rows without damaged ones, whose step is not a number."""
+    return [row for row in watched if type(row.get("step")) is int]
 
 
 def place_of(step: int) -> str:
@@ -76,6 +81,7 @@ def place_of(step: int) -> str:
 
 def _by_step(watched: Rows, first: str, language: str, also: Collection[int]) -> str:
     """Return a row for each prompt: the policy's answers before PPO (`first`: whose) and at its last evaluations."""
+    watched = _sound(watched)
     found = {(row["prompt_id"], row["step"]): row for row in watched}
     steps = sorted({step for _, step in found})
     steps = [step for step in steps if step in {*steps[:1], *steps[1:][-_MAX_STEPS:], *also}]
@@ -116,7 +122,7 @@ def _scores(row: Row, key: str, language: str) -> str:
 
 
 def _cell(name: str, text: object, below: str, place: str = "") -> str:
-    known = f' id="{place}"' if place else ""
+    known = f' id="{html(place)}"' if place else ""
     return f'<td{known} data-name="{html(name)}">{_answer(text, below)}</td>'
 
 

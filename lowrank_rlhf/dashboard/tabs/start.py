@@ -29,7 +29,7 @@ def build(page: DashboardPage) -> Start:
     """Lay out the start block and the form for a new run, and connect their events."""
     texts = page.texts
     first = next(iter(LANGUAGES))
-    with texts.add(gr.Accordion(open=not page.runs.names(), elem_id="start-here"), label="begin.title") as block:
+    with texts.add(gr.Accordion(open=not page.runs.listed(), elem_id="start-here"), label="begin.title") as block:
         about = gr.HTML(_about(first), elem_id="start-about")
         with gr.Row(elem_classes="actions"):
             example = texts.add(gr.Button(elem_id="try-example"), value="begin.example")
@@ -71,5 +71,5 @@ def _own() -> list[Any]:
 
 def _waiting(runs: RunsFolder, language: str) -> tuple[Any, str]:
     """Choose the newest run that waits for rankings, or explain how to get one."""
-    found = next((name for name in runs.names() if runs.status(name).state == "waiting"), None)
+    found = next((name for name in runs.listed() if runs.status(name).state == "waiting"), None)
     return (found, "") if found else (gr.skip(), note(t("begin.nothing_to_rank", language)))

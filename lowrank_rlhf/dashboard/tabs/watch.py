@@ -1,8 +1,6 @@
 """Tab Watch: curves, alarms, answers and log of a run during training."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -61,18 +59,19 @@ def _refresh(page: DashboardPage, chosen: str | None, language: str, before: dic
     events, _ = page.runs.rows(run.path / "events.jsonl")
     evaluated, second = page.runs.rows(round_dir.artifact("eval.jsonl"))
     watched, third = page.runs.rows(round_dir.watched.path)
-    steps = {step for alarm in run.alarms if (step := answers_step(alarm, watched)) is not None}
+    alarms = page.runs.alarms([run])[run.name]
+    steps = {step for alarm in alarms if (step := answers_step(alarm, watched)) is not None}
     inputs_of = {
         "state": _state(run, language),
-        "alarms": (run.name, round_dir.number, version, third, run.alarms, language),
+        "alarms": (run.name, round_dir.number, version, third, alarms, language),
         "curves": (run.name, round_dir.number, version, language),
         "samples": (run.name, round_dir.number, second, third, len(run.done), language, steps),
         "log": _log(run, events, language),
     }
     made = {
         "state": lambda: inputs_of["state"],
-        "alarms": lambda: _alarms(run.alarms, run.round_dir.number, watched, language) if rows else "",
-        "curves": lambda: _shared_curves(round_dir.path, rows, round_dir.number, language),
+        "alarms": lambda: _alarms(alarms, round_dir.number, watched, language) if rows or alarms else "",
+        "curves": lambda: _curves(rows, round_dir.number, language),
         "samples": lambda: samples(round_dir.path, watched, evaluated, language, round_dir.number, steps),
         "log": lambda: inputs_of["log"],
     }
@@ -141,22 +140,6 @@ def _linked(alarm: Alarm, number: int, texts: Locale) -> str:
     title = html(alarm.title(texts))
     place = "watch-samples" if alarm.seen_in == ANSWERS else f"chart-{in_round(alarm.seen_in, number)}"
     return f'<a href="#{place}">{title}</a>' if alarm.seen_in else title
-
-
-_drawn: OrderedDict[tuple[Path, str], tuple[Rows, str]] = OrderedDict()
-_DRAWN_KEPT = 8
-
-
-def _shared_curves(folder: Path, rows: Rows, number: int, language: str) -> str:
-    """Return the curves, drawn once for all visitors: the rows are the same object until the file changes."""
-    key = folder, language
-    known, drawn = _drawn.get(key, (None, ""))
-    if known is not rows:
-        drawn = _curves(rows, number, language)
-        _drawn[key] = rows, drawn
-        while len(_drawn) > _DRAWN_KEPT:
-            _drawn.popitem(last=False)
-    return drawn
 
 
 def _curves(rows: Sequence[dict[str, Any]], number: int, language: str) -> str:
