@@ -74,7 +74,7 @@ def environment() -> dict[str, int]:
 def interface_towards(address: str) -> str:
     """Return the name of the interface that packets to an address leave by; nothing is sent.
 
-    Raises `UserError` for an address that is not known, and for one that means this machine alone.
+    Raises `UserError` for an unknown address or a loopback address.
     """
     try:
         found = socket.getaddrinfo(address, _ANY_PORT, type=socket.SOCK_DGRAM)[0]

@@ -30,7 +30,7 @@ PLAIN = ModelConfig(source="a/b", quantization="none", device="mps")
 
 @pytest.fixture
 def apple(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """PyTorch says that there is one, with 3 GiB reserved; the calls that release memory."""
+    """An Apple GPU as PyTorch reports it, with 3 GiB reserved; the calls that release memory."""
     released: list[str] = []
     monkeypatch.setattr(memory_usage.sys, "platform", "darwin")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
@@ -40,12 +40,18 @@ def apple(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.usefixtures("apple")
-def test_it_is_used_if_set_and_there(monkeypatch) -> None:
+def test_it_is_used_only_if_set_and_available(monkeypatch) -> None:
     assert base._device(PLAIN) == MPS
     assert base._device(PLAIN.model_copy(update={"device": "auto"})).type != "mps"
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"model\.device: MPS device not found"):
         base._device(PLAIN)
+
+
+def test_the_cpu_is_taken_without_looking_for_gpus(monkeypatch) -> None:
+    for module in (torch.cuda, torch.backends.mps):
+        monkeypatch.setattr(module, "is_available", lambda: pytest.fail("looked for a GPU"))
+    assert base._device(PLAIN.model_copy(update={"device": "cpu"})).type == "cpu"
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
