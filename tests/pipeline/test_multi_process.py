@@ -81,7 +81,7 @@ def test_data_is_sent_once_and_of_an_adapter_the_two_files_that_are_read(tiny_fo
     wire = Wire()
     session: Any = SimpleNamespace(
         group=wire,
-        config=make_config(tiny_folder(), "none", sft__adapter=str(adapter)),
+        config=make_config(tiny_folder(), "none", sft__source="adapter", sft__adapter=str(adapter)),
         data=SimpleNamespace(contents=b"data"),
         data_is_shared=False,
         load_roles=lambda: None,
