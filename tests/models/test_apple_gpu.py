@@ -16,6 +16,7 @@ from lowrank_rlhf.models import allocator, base
 from lowrank_rlhf.models.batch_limits import is_out_of_memory
 from lowrank_rlhf.models.precision import choose_dtype, sum_dtype
 from lowrank_rlhf.models.roles import Role
+from lowrank_rlhf.pipeline.preflight import problems
 from lowrank_rlhf.planner import machine
 from lowrank_rlhf.run import memory_usage
 from lowrank_rlhf.training import ppo_update
@@ -92,6 +93,18 @@ def test_the_plan_counts_the_systems_memory(monkeypatch) -> None:
     assert machine.find_machine(PLAIN).number_format == "float32"
     with pytest.raises(UserError, match=r"--gpu: model\.device is mps"):
         machine.card(8, PLAIN)
+
+
+def test_several_processes_and_unsloth_are_refused(monkeypatch, tiny_folder) -> None:
+    config = make_config(tiny_folder())
+    config = config.model_copy(update={"model": config.model.model_copy(update={"device": "mps"})})
+    assert [obstacle.keys for obstacle in config.unsloth_obstacles()] == [("model.device",)]
+    assert not problems(config)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert problems(config) == [
+        (("model", "device"), "mps supports one process only: gloo and nccl do not reach an Apple GPU")
+    ]
 
 
 class NoFloat64(TorchDispatchMode):
