@@ -48,6 +48,8 @@ class Session:
     backend: Backend = "transformers"
     """Library that runs the model. Only the pipeline sets another one: merging, streaming and adapters of any shape
     need plain layers."""
+    data_is_shared: bool = False
+    """True when the other processes have the data."""
     loading_seconds: float = 0.0
     """Seconds spent loading the base, conversion included."""
     _roles: "Roles | None" = field(default=None, init=False, repr=False)

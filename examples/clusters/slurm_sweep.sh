@@ -3,8 +3,8 @@
 #
 #   bash examples/clusters/slurm_sweep.sh quickstart ppo.kl_coef=0.02,0.05 seed=1,2 --runs /shared/runs
 #
-# The first run makes the stages that all share; the others start when it is done; the last job writes table and plot
-# and repeats what failed. The same command resumes. Adapt the lines below to your cluster.
+# A run starts when the runs whose stages it copies have ended; the last job writes table and plot and repeats what failed.
+# The same command resumes. Adapt the lines below to your cluster.
 #SBATCH --job-name=lowrank-rlhf-sweep
 #SBATCH --output=slurm-%x-%A_%a.txt
 #SBATCH --gpus=1
@@ -15,14 +15,23 @@
 set -euo pipefail
 python=${PYTHON:-.venv/bin/python}
 
-if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
-    exec "$python" -m lowrank_rlhf sweep "$@" --only "$SLURM_ARRAY_TASK_ID"
-elif [ -n "${SLURM_JOB_ID:-}" ]; then
-    exec "$python" -m lowrank_rlhf sweep "$@"
-fi
-count=$("$python" -m lowrank_rlhf sweep "$@" --dry-run --json |
-    "$python" -c 'import json, sys; print(len(json.load(sys.stdin)["runs"]))')
-first=$(sbatch --parsable --array=1 "$0" "$@")
-rest=$(sbatch --parsable --array="2-$count" --dependency="afterok:$first" "$0" "$@")
-table=$(sbatch --parsable --dependency="afterany:$rest" "$0" "$@")
-echo "Submitted $count runs: jobs $first, $rest; table and plot: job $table"
+case ${SWEEP_JOB:-} in
+    run) exec "$python" -m lowrank_rlhf sweep "$@" --only "$SLURM_ARRAY_TASK_ID" ;;
+    table) exec "$python" -m lowrank_rlhf sweep "$@" ;;
+esac
+waves=$("$python" -m lowrank_rlhf sweep "$@" --dry-run --json | "$python" -c '
+import json, sys
+runs, wave = json.load(sys.stdin)["runs"], {}
+for run in runs:
+    wave[run["run"]] = max((wave[donor] + 1 for donor in run["shares"].values()), default=0)
+for number in sorted(set(wave.values())):
+    print(*[place for place, found in enumerate(wave.values(), 1) if found == number], sep=",")
+')
+after=()
+for numbers in $waves; do
+    job=$(sbatch --parsable --export=ALL,SWEEP_JOB=run --array="$numbers" "${after[@]}" "$0" "$@")
+    echo "Runs $numbers: job $job"
+    after=(--dependency="afterany:$job")
+done
+job=$(sbatch --parsable --export=ALL,SWEEP_JOB=table "${after[@]}" "$0" "$@")
+echo "Table and plot: job $job"

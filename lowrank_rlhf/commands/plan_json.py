@@ -148,7 +148,8 @@ class PlannedRun:
         """Name the stages in which all processes but one wait."""
         alone = [s.stage.name for s in self.statuses if s.state != "done" and not s.stage.shared]
         waiting = f" In {', '.join(alone)} the main process works alone, and the others wait." if alone else ""
-        text = f"{self.processes} processes: each needs the memory above; the time is that of one process.{waiting}"
+        part = "" if self.forecast.machine.device.cuda else " (free memory: the share of one)"
+        text = f"{self.processes} processes: each needs the memory above{part}; the time is that of one.{waiting}"
         return PlanNote("several_processes", "info", text, {"processes": self.processes, "alone": alone})
 
     def _few_validation_prompts(self) -> PlanNote | None:

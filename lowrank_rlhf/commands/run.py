@@ -166,6 +166,8 @@ def sweep(
       python -m lowrank_rlhf sweep my.yaml seed=1,2,3,4 --parallel 2
       python -m lowrank_rlhf sweep my.yaml "lora.target_modules=[q_proj, v_proj],all-linear" --json
     """
+    if only is not None and (dry_run or parallel > 1):
+        raise UserError(f"--only {only} executes one run: leave out {'--dry-run' if dry_run else '--parallel'}")
     planned = make_sweep(config, settings)
     if dry_run:
         _print_plan(planned, runs, as_json)

@@ -1,6 +1,8 @@
 """Data of a config: each file is read once, and a hub data set at the commit that the run read first."""
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 
 from pydantic import BaseModel, TypeAdapter
@@ -66,13 +68,19 @@ class RunData:
     def received(cls, config: Config, contents: bytes) -> "RunData":
         """Return the data that another process read, from its `contents`."""
         data = cls(config)
-        data.prompts, data._all_comparisons = _CONTENTS.validate_json(contents)
+        data.prompts, data._all_comparisons = _CONTENTS.validate_python(json.loads(contents))
         return data
 
     @property
     def contents(self) -> bytes:
-        """Contents of both sources in JSON, for `received`."""
-        return _CONTENTS.dump_json((self.prompts, self._all_comparisons))
+        """Contents of both sources in JSON, for `received`; of a row's other columns, the right answers alone."""
+        columns = {term.column for term in self._config.ppo.rewards.values()}
+        fields = {
+            name: {key: value for key, value in row.items() if key in columns and isinstance(value, str | int | float)}
+            for name, row in self.prompts.fields.items()
+        }
+        sent = (replace(self.prompts, fields=fields), self._all_comparisons)
+        return json.dumps(_CONTENTS.dump_python(sent), default=list).encode()  # mode="json" drops infinity
 
     @cached_property
     def prompts(self) -> PromptData:

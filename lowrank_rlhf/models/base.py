@@ -293,8 +293,10 @@ def _base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _device(config: ModelConfig) -> torch.device:
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    wanted = ("cuda" if there["cuda"] else "cpu") if config.device == "auto" else config.device
-    if not there[wanted]:
-        raise UserError(f"model.device: {wanted.upper()} device not found. Set `auto` or `cpu`")
-    return torch.device(wanted)
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("model.device: CUDA device not found. Set `auto` or `cpu`")
+    if config.device == "mps" and not torch.backends.mps.is_available():
+        raise UserError("model.device: MPS device not found. Set `auto` or `cpu`")
+    return torch.device(config.device)

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.run_data import RunData
 from lowrank_rlhf.errors import StageFailed, StaleRun, UserError
+from lowrank_rlhf.pipeline.preflight import ADAPTER_FILES
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.distributed import ProcessGroup
 from lowrank_rlhf.run.files import file_names, sha256
@@ -26,6 +27,8 @@ from lowrank_rlhf.stages import Stage, of_rounds
 
 _CHUNK = 2**26
 """Bytes of a file that are sent at once."""
+_RECORDS = ("env.json", "datasets.json", "room.json", "backend.json", "precision.json")
+"""Records of the run that stages read."""
 
 
 def sharing(stage: Stage, group: ProcessGroup) -> int:
@@ -53,10 +56,12 @@ def run_stage(stage: Stage, session: Session) -> StageResult:
     session.load_roles()  # in the main process first: it records machine-dependent choices for the others
     names = [each.name for each in of_rounds(session.config.rounds)]
     group.sum(names.index(stage.name) + 1)
-    group.broadcast(session.config.model_dump_json().encode())
-    group.broadcast(session.data.contents)
+    if not session.data_is_shared:
+        group.broadcast(session.config.model_dump_json().encode())
+        group.broadcast(session.data.contents)
+        session.data_is_shared = True
     if stage.kind == SFT and session.config.sft.adapter:
-        _share_files(Path(session.config.sft.adapter), group)
+        _share_files(Path(session.config.sft.adapter), group, ADAPTER_FILES)
     run = session.run_dir.run
     _share_files(run, group, _read_files(stage, run))
     result = stage.run(session)
@@ -74,8 +79,10 @@ def follow(config: Config, group: ProcessGroup) -> None:
         every = list(of_rounds(config.rounds))
         while number := group.sum(0):
             stage = every[number - 1]
-            _check_settings(given, group.broadcast(b""))
-            session.data = RunData.received(config, group.broadcast(b""))
+            if not session.data_is_shared:
+                _check_settings(given, group.broadcast(b""))
+                session.data = RunData.received(config, group.broadcast(b""))
+                session.data_is_shared = True
             if stage.kind == SFT and config.sft.adapter:
                 _share_files(adapter, group)
             shutil.rmtree(own.path, ignore_errors=True)
@@ -114,9 +121,9 @@ def _check_settings(own: Config, of_main: bytes) -> None:
 def _read_files(stage: Stage, run: Path) -> list[str]:
     """Return the files that the stage reads in the run folder: its inputs, its work folder, logs and records."""
     inside = prefix(stage.round)
-    notes = [path.relative_to(run).as_posix() for folder in {"", inside} for path in run.glob(f"{folder}*.json*")]
+    logs = [log.path.relative_to(run).as_posix() for each in {1, stage.round} for log in RunDir(run, each).logs]
     found: set[str] = set()
-    for name in {*stage.reads, *notes, f"{inside}work/{stage.kind}"}:
+    for name in {*stage.reads, *_RECORDS, *logs, f"{inside}work/{stage.kind}"}:
         if (run / name).is_dir():
             found |= {f"{name}/{each}" for each in file_names(run / name)}
         elif (run / name).exists():
@@ -129,6 +136,10 @@ def _share_files(folder: Path, group: ProcessGroup, names: Iterable[str] | None 
     listing = json.dumps(list(file_names(folder) if names is None else names)) if group.is_main else ""
     for name in json.loads(group.broadcast(listing.encode())):
         path = folder / name
+        if not (group.is_main or path.resolve().is_relative_to(folder.resolve())):
+            raise UserError(
+                f"the main process sent the file {name!r}, which is outside its folder. Update both machines"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("rb" if group.is_main else "wb") as file:
             while chunk := group.broadcast(file.read(_CHUNK) if group.is_main else b""):

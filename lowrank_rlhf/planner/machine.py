@@ -12,6 +12,7 @@ from lowrank_rlhf.config.schema import ModelConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.precision import BFLOAT16_UNITS, cpu_flags, refuse_float16_without_gpu
 from lowrank_rlhf.planner.memory import Device
+from lowrank_rlhf.run.launcher import processes_here
 from lowrank_rlhf.run.memory_usage import system_memory_bytes
 
 BFLOAT16_GAIN = 1.5
@@ -36,7 +37,8 @@ class Machine:
 def find_machine(config: ModelConfig) -> Machine:
     """Return the GPU if the config allows it and torch can use it, else the CPU.
 
-    An Apple GPU counts as the CPU, whose memory it uses: its speed was not measured.
+    An Apple GPU counts as the CPU, whose memory it uses: its speed was not measured. Processes that a launcher started
+    on one CPU share its free memory, and each counts its part.
 
     Raises `UserError` for float16 without a GPU, as a run does.
     """
@@ -50,7 +52,8 @@ def find_machine(config: ModelConfig) -> Machine:
     if gpu:
         return Machine(device, *gpu, CUDA_OPERATIONS, number_format)
     operations = _float32_operations() * (BFLOAT16_GAIN if device.width == 2 else 1)
-    return Machine(device, *system_memory_bytes(), operations, number_format)
+    free, total = system_memory_bytes()
+    return Machine(device, free // processes_here(), total, operations, number_format)
 
 
 def card(gibibytes: float, config: ModelConfig) -> Machine:

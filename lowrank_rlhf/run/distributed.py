@@ -150,7 +150,7 @@ class ProcessGroup:
 
         tensor = torch.frombuffer(bytearray(data if self.is_main else size), dtype=torch.uint8)
         self._wait(dist.broadcast(tensor, 0, group=self._control, async_op=True))
-        return tensor.numpy().tobytes()
+        return data if self.is_main else tensor.numpy().tobytes()
 
     def leave_error(self, error: BaseException) -> None:
         """Store the error for the other processes, whose next barrier raises it as `ProcessLost`."""
@@ -189,6 +189,8 @@ class ProcessGroup:
     def _wait(self, work: Any) -> None:
         if self._beats:
             self._beats.wait(work)
+        else:
+            work.wait()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -27,7 +28,8 @@ MISSED_BEATS = 15
 """Beats without a change after which a process counts as lost."""
 STORE_POLLS = 45
 """Polls without an answer of the store after which the main process, which may hold it, counts as lost."""
-_STORE_TIMEOUT = timedelta(seconds=30)
+STORE_SECONDS = 30.0
+"""Limit for calls of the store outside the thread of the beats: most of them have none of their own."""
 _ERROR_KEY = "error"
 _RESUMES = "the same command resumes from the last checkpoint"
 
@@ -55,7 +57,7 @@ class Heartbeat:
     """
 
     def __init__(self, store: Any, rank: int, processes: int, machine: int = 0) -> None:
-        store.set_timeout(_STORE_TIMEOUT)  # all are there: a longer wait is for a store that no longer answers
+        store.set_timeout(timedelta(seconds=STORE_SECONDS))  # of `get`, which waits for the other processes here
         self._store, self._rank, self._machine = store, rank, machine
         store.set(f"process/{rank}", json.dumps(asdict(_Peer(os.getpid(), machine, socket.gethostname()))))
         others = [peer for peer in range(processes) if peer != rank]
@@ -86,8 +88,8 @@ class Heartbeat:
 
     def leave_error(self, error: BaseException) -> None:
         """Store the error for the other processes, which raise it as `ProcessLost` at their next wait."""
-        with suppress(RuntimeError):  # the process that holds the store has ended already
-            self._store.set(_ERROR_KEY, f"process {self._rank}: {str(error) or type(error).__name__}")
+        text = f"process {self._rank}: {str(error) or type(error).__name__}"
+        _answer(lambda: self._store.set(_ERROR_KEY, text))
 
     def end(self) -> None:
         """Stop beating."""
@@ -118,16 +120,20 @@ class Heartbeat:
 
     def _lost(self) -> str:
         """Return the sentence for a process that has ended: its own error, or its number."""
-        try:
-            if self._store.check([_ERROR_KEY]):
-                return str(self._store.get(_ERROR_KEY).decode())
-            self._store.set(f"ended/{self._rank}", "")  # this process ends because of another one
-            before = {peer: self._count(peer) for peer in self._peers}
-            time.sleep(3 * SECONDS)
-            silent = [peer for peer, count in before.items() if self._count(peer) == count]
-            dead = [peer for peer in silent if not self._store.check([f"ended/{peer}"])]
-        except RuntimeError:
+        if sentence := _answer(self._sentence_from_store):
+            return sentence
+        if 0 in self._peers:
             return f"process 0 of this run, on {self._peers[0].host}, has ended; {_RESUMES}"  # and with it the store
+        return f"another process of this run has ended; {_RESUMES}"
+
+    def _sentence_from_store(self) -> str:
+        if self._store.check([_ERROR_KEY]):
+            return str(self._store.get(_ERROR_KEY).decode())
+        self._store.set(f"ended/{self._rank}", "")  # this process ends because of another one
+        before = {peer: self._count(peer) for peer in self._peers}
+        time.sleep(3 * SECONDS)
+        silent = [peer for peer, count in before.items() if self._count(peer) == count]
+        dead = [peer for peer in silent if not self._store.check([f"ended/{peer}"])]
         if not dead:
             return f"another process of this run has ended; {_RESUMES}"
         names = ", ".join(f"process {peer} of this run, on {self._peers[peer].host}," for peer in dead)
@@ -145,6 +151,20 @@ class Heartbeat:
                     counts[peer] = self._count(peer)
                     self._missed[peer] = 0 if counts[peer] != before else self._missed[peer] + 1
                 self._cycles += 1
+
+
+def _answer(call: Callable[[], str | None]) -> str | None:
+    """Return the store's answer, or None if the store ended or gives no answer within `STORE_SECONDS`."""
+    found: list[str | None] = []
+
+    def ask() -> None:
+        with suppress(RuntimeError):
+            found.append(call())
+
+    asking = threading.Thread(target=ask, name="store", daemon=True)  # a call of a lost machine never returns
+    asking.start()
+    asking.join(STORE_SECONDS)
+    return found[0] if found else None
 
 
 def _completed(work: Any) -> bool:

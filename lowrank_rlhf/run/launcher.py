@@ -9,7 +9,8 @@ import psutil
 
 from lowrank_rlhf.errors import UserError
 
-NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_HERE = "LOCAL_WORLD_SIZE"
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", _HERE)
 _MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "MPI_LOCALNRANKS")
 """Numbers of processes that implementations of MPI set."""
 _ACCELERATE = "ACCELERATE_MIXED_PRECISION"
@@ -26,6 +27,14 @@ def launched_processes() -> int:
     return environment()["WORLD_SIZE"]
 
 
+def processes_here() -> int:
+    """Return the number of processes that the launcher started on this machine (outside `join`).
+
+    Raises `UserError` for a value that is no number.
+    """
+    return max(1, _number(_HERE)) if _HERE in os.environ else 1
+
+
 def is_main_process() -> bool:
     """Return True in the main process, by the environment (outside `join`)."""
     return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
@@ -33,7 +42,7 @@ def is_main_process() -> bool:
 
 def on_several_machines(given: dict[str, int]) -> bool:
     """Return True if the launcher started processes on other machines too, by `environment`."""
-    return given.get("LOCAL_WORLD_SIZE", given["WORLD_SIZE"]) != given["WORLD_SIZE"]
+    return given.get(_HERE, given["WORLD_SIZE"]) != given["WORLD_SIZE"]
 
 
 @contextmanager
@@ -74,7 +83,7 @@ def environment() -> dict[str, int]:
 def interface_towards(address: str) -> str:
     """Return the name of the interface that packets to an address leave by; nothing is sent.
 
-    Raises `UserError` for an address that is not known, and for one that means this machine alone.
+    Raises `UserError` for an unknown address or a loopback address.
     """
     try:
         found = socket.getaddrinfo(address, _ANY_PORT, type=socket.SOCK_DGRAM)[0]

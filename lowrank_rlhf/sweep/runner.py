@@ -30,12 +30,12 @@ def run_sweep(
         raise UserError(f"{folder} is the folder of a run. Give the sweep another name: name=...")
     if only is not None and only >= len(sweep.combinations):
         raise UserError(f"--only {only + 1}: the sweep has runs 1 to {len(sweep.combinations)}; `--dry-run` lists them")
-    rows = [row(entry, runs, STATES[0] if complete(entry, runs) else "to do") for entry in sweep.combinations]
-    chosen = range(len(rows)) if only is None else (only,)
+    chosen = range(len(sweep.combinations)) if only is None else (only,)
+    rows = {index: _row_before(sweep.combinations[index], runs) for index in chosen}
 
     def keep() -> None:
         if only is None:
-            save(folder, sweep, rows)
+            save(folder, sweep, list(rows.values()))
 
     keep()
     with Schedule(sweep, runs, start, say, places) as schedule:
@@ -57,10 +57,15 @@ def run_sweep(
             time.sleep(_SECONDS_BETWEEN_LOOKS if schedule.busy else 0)
     if stop.requested:
         raise Stopped("Sweep stopped. Finished runs and stages are saved; the same command resumes.")
+    found = list(rows.values())
     if only is not None:
-        return {"runs": [rows[only]]}
-    drawn = write_plot(rows, runs, folder / PLOT)
-    return save(folder, sweep, rows, drawn)
+        return {"runs": found}
+    drawn = write_plot(found, runs, folder / PLOT)
+    return save(folder, sweep, found, drawn)
+
+
+def _row_before(combination: Combination, runs: Path) -> dict[str, Any]:
+    return row(combination, runs, STATES[0] if complete(combination, runs) else "to do")
 
 
 def complete(combination: Combination, runs: Path) -> bool:

@@ -16,6 +16,7 @@ from lowrank_rlhf.models import allocator, base
 from lowrank_rlhf.models.batch_limits import is_out_of_memory
 from lowrank_rlhf.models.precision import choose_dtype, sum_dtype
 from lowrank_rlhf.models.roles import Role
+from lowrank_rlhf.pipeline.preflight import problems
 from lowrank_rlhf.planner import machine
 from lowrank_rlhf.run import memory_usage
 from lowrank_rlhf.training import ppo_update
@@ -30,7 +31,7 @@ PLAIN = ModelConfig(source="a/b", quantization="none", device="mps")
 
 @pytest.fixture
 def apple(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """PyTorch says that there is one, with 3 GiB reserved; the calls that release memory."""
+    """An Apple GPU as PyTorch reports it, with 3 GiB reserved; the calls that release memory."""
     released: list[str] = []
     monkeypatch.setattr(memory_usage.sys, "platform", "darwin")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
@@ -40,12 +41,18 @@ def apple(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.usefixtures("apple")
-def test_it_is_used_if_set_and_there(monkeypatch) -> None:
+def test_it_is_used_only_if_set_and_available(monkeypatch) -> None:
     assert base._device(PLAIN) == MPS
     assert base._device(PLAIN.model_copy(update={"device": "auto"})).type != "mps"
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"model\.device: MPS device not found"):
         base._device(PLAIN)
+
+
+def test_the_cpu_is_taken_without_looking_for_gpus(monkeypatch) -> None:
+    for module in (torch.cuda, torch.backends.mps):
+        monkeypatch.setattr(module, "is_available", lambda: pytest.fail("looked for a GPU"))
+    assert base._device(PLAIN.model_copy(update={"device": "cpu"})).type == "cpu"
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
@@ -86,6 +93,18 @@ def test_the_plan_counts_the_systems_memory(monkeypatch) -> None:
     assert machine.find_machine(PLAIN).number_format == "float32"
     with pytest.raises(UserError, match=r"--gpu: model\.device is mps"):
         machine.card(8, PLAIN)
+
+
+def test_several_processes_and_unsloth_are_refused(monkeypatch, tiny_folder) -> None:
+    config = make_config(tiny_folder())
+    config = config.model_copy(update={"model": config.model.model_copy(update={"device": "mps"})})
+    assert [obstacle.keys for obstacle in config.unsloth_obstacles()] == [("model.device",)]
+    assert not problems(config)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert problems(config) == [
+        (("model", "device"), "mps supports one process only: gloo and nccl do not reach an Apple GPU")
+    ]
 
 
 class NoFloat64(TorchDispatchMode):

@@ -18,7 +18,7 @@ from lowrank_rlhf.config.loading import dump_config, load_config
 from lowrank_rlhf.config.schema import LoraConfig, ModelConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.pipeline import pipeline
-from lowrank_rlhf.planner import disk, forecast, pace
+from lowrank_rlhf.planner import disk, forecast, machine, pace
 from lowrank_rlhf.planner.memory import Device, need
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress
@@ -49,6 +49,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder) -> Path:
     Path("tiny.yaml").write_text(dump_config(config))
     monkeypatch.setattr(forecast, "find_machine", lambda _: CPU)
     return tmp_path
+
+
+def test_on_a_cpu_each_process_counts_its_part_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "system_memory_bytes", lambda: (12, 16))
+    monkeypatch.setattr(machine, "_gpu_memory", list)
+    for name, value in {"WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    found = machine.find_machine(ModelConfig(source="a/b"))
+    assert (found.free, found.total) == (4, 16)
+    monkeypatch.setattr(machine, "_gpu_memory", lambda: [(12, 16)])
+    assert machine.find_machine(ModelConfig(source="a/b")).free == 12
 
 
 class TestShape:

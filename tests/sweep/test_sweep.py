@@ -216,6 +216,32 @@ class TestSharing:
         assert [stage for _, stage in factory.ran] == ["sft", "reward", "ppo", "ppo"]
         assert not Path("runs", sweep.name).exists()
 
+    def test_one_run_alone_is_planned_alone(self, factory: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Other nodes write to the other runs at the same time."""
+        sweep = make_sweep("base.yaml", ["ppo.kl_coef=0.1,0.2"])
+        planned: list[str] = []
+        monkeypatch.setattr(runner, "complete", lambda entry, _: not planned.append(entry.config.name))
+        run_sweep(sweep, Path("runs"), here, lambda _: None, StopRequest(), only=1)
+        assert planned == [sweep.combinations[1].config.name]
+        assert factory.ran == []
+
+    @pytest.mark.usefixtures("factory")
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--only", "3"], "--only 3: the sweep has runs 1 to 2; `--dry-run` lists them"),
+            (["--only", "1", "--dry-run"], "--only 1 executes one run: leave out --dry-run"),
+            (["--only", "1", "--parallel", "2"], "--only 1 executes one run: leave out --parallel"),
+        ],
+    )
+    def test_one_run_that_cannot_be_chosen(
+        self, options: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    ) -> None:
+        monkeypatch.setattr(sys, "argv", ["lowrank-rlhf", "sweep", "base.yaml", "seed=1,2", *options])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert (ended.value.code, capsys.readouterr().err) == (2, f"{message}\n")
+
     def test_the_dry_run_tells_what_then_happens(self, factory: Factory) -> None:
         sweep = make_sweep("base.yaml", ["reward.epochs=1,2", "ppo.kl_coef=0.1,0.2"])
         told = share.shared_stages([combination.config for combination in sweep.combinations])
@@ -538,21 +564,26 @@ class TestPlot:
 
 
 SBATCH = """#!/bin/bash
-# Run every task of the array here and now.
+# Run the first task of the array here and now.
 options=()
 while [[ $1 == --* ]]; do [ "$1" = --parsable ] || options+=("$1"); shift; done
 echo "${options[@]}" >> submitted.txt
-job=$(wc -l < submitted.txt)
-tasks=
 for option in "${options[@]}"; do
-    case $option in --array=*) tasks=$(seq -s ' ' $(tr - ' ' <<< "${option#--array=}")) ;; esac
+    case $option in
+        --array=*) export SLURM_ARRAY_TASK_ID=${option#--array=} ;;
+        --export=ALL,*) export "${option#--export=ALL,}" ;;
+    esac
 done
-export SLURM_JOB_ID=$job
-{
-    [ -n "$tasks" ] || bash "$@"
-    for task in $tasks; do SLURM_ARRAY_TASK_ID=$task bash "$@"; done
-} > job-$job.txt 2>&1
-echo $job
+bash "$@" > /dev/null
+wc -l < submitted.txt
+"""
+PYTHON = """#!/bin/bash
+# Lists the planned runs, and notes all other commands of the package.
+case "$*" in
+    -c*) exec "$REAL_PYTHON" "$@" ;;
+    *--dry-run*) cat plan.json ;;
+    *) echo "$@" >> commands.txt ;;
+esac
 """
 
 
@@ -612,27 +643,31 @@ class TestCommand:
         assert "sweep.svg" not in (tiny / "runs/tiny-sweep/sweep.md").read_text()  # nothing was judged
 
     @posix
-    def test_a_slurm_array_makes_each_run_in_a_job_of_its_own_and_the_table_last(self, tiny: Path) -> None:
-        """The stub runs each job at once, and notes how it was submitted."""
-        stub = tiny / "sbatch"
-        stub.write_text(SBATCH)
-        stub.chmod(0o755)
-        given = {**ENVIRONMENT, "PATH": f"{tiny}:{os.environ['PATH']}", "PYTHON": sys.executable}
+    def test_a_slurm_job_starts_after_those_that_it_copies_from(self, tmp_path: Path) -> None:
+        """Run 4 copies from run 3, which copies from run 1. The script starts in an allocation, with a SLURM_JOB_ID."""
+        for name, text in {"sbatch": SBATCH, "python": PYTHON}.items():
+            (tmp_path / name).write_text(text)
+            (tmp_path / name).chmod(0o755)
+        shares = [{}, {"sft": "a"}, {"sft": "a"}, {"sft": "a", "reward": "c"}, {}]
+        runs = [{"run": name, "shares": found} for name, found in zip("abcde", shares, strict=True)]
+        (tmp_path / "plan.json").write_text(json.dumps({"runs": runs}))
+        given = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": str(tmp_path / "python"), "SLURM_JOB_ID": "7"}
         script = Path(__file__).parents[2] / "examples/clusters/slurm_sweep.sh"
         submitted = subprocess.run(
-            ["bash", script, "tiny.yaml", "seed=1,2", "stages=[sft]", "sft.epochs=1"],
-            capture_output=True, text=True, check=False, env=given,
+            ["bash", script, "x.yaml", "seed=1,2"], cwd=tmp_path,
+            capture_output=True, text=True, check=False, env={**given, "REAL_PYTHON": sys.executable},
         )  # fmt: skip
-        assert submitted.stdout == "Submitted 2 runs: jobs 1, 2; table and plot: job 3\n", submitted.stderr
-        assert Path("submitted.txt").read_text().splitlines() == [
-            "--array=1", "--array=2-2 --dependency=afterok:1", "--dependency=afterany:2"
-        ]  # fmt: skip
-        jobs = [Path(f"job-{job}.txt").read_text() for job in "123"]
-        assert ["[1/2] seed=1: done" in jobs[0], "[2/2]" in jobs[0], "[2/2] seed=2: done" in jobs[1]] == [1, 0, 1]
-        assert jobs[2].count("already done, skipped") == 2
-        assert "The table and the plot" not in jobs[0] + jobs[1]
-        record = json.loads(Path("runs/tiny-sweep/sweep.json").read_text())
-        assert [entry["state"] for entry in record["runs"]] == ["done", "done"]
+        told = "Runs 1,5: job 1\nRuns 2,3: job 2\nRuns 4: job 3\nTable and plot: job 4\n"
+        assert submitted.stdout == told, submitted.stderr
+        assert (tmp_path / "submitted.txt").read_text().splitlines() == [
+            "--export=ALL,SWEEP_JOB=run --array=1,5",
+            "--export=ALL,SWEEP_JOB=run --array=2,3 --dependency=afterany:1",
+            "--export=ALL,SWEEP_JOB=run --array=4 --dependency=afterany:2",
+            "--export=ALL,SWEEP_JOB=table --dependency=afterany:3",
+        ]
+        command = "-m lowrank_rlhf sweep x.yaml seed=1,2"
+        of_runs = [f"{command} --only {tasks}" for tasks in ("1,5", "2,3", "4")]
+        assert (tmp_path / "commands.txt").read_text().splitlines() == [*of_runs, command]
 
     @posix
     def test_ctrl_c_stops_cleanly(self, tiny: Path) -> None:
@@ -658,10 +693,6 @@ class TestCommand:
         assert [(s.state, s.why) for s in standings[-2:]] == [("half done", ()), ("to do", ())]
 
     def test_bad_input_starts_nothing(self, tiny: Path) -> None:
-        none = sweep_command("tiny.yaml", "seed=1,2", "--only", "3")
-        assert (none.returncode, none.stderr) == (
-            2, "--only 3: the sweep has runs 1 to 2; `--dry-run` lists them\n"
-        )  # fmt: skip
         done = sweep_command("tiny.yaml", "seed=1,x")
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr == 'override "seed=x": seed: must be a whole number, not "x"\n'
