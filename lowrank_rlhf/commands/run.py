@@ -192,9 +192,7 @@ def sweep(
     if as_json:
         print(json.dumps(record, indent=2))
     else:
-        _print_results(planned, record["runs"])
-        if only is None:
-            echo(f"The table and the plot are in {runs / planned.name}")
+        _print_results(planned, record["runs"], None if only else runs / planned.name)
     if code := exit_code(record):
         raise typer.Exit(int(code))
 
@@ -222,7 +220,8 @@ def _print_plan(planned: Sweep, runs: Path, as_json: bool) -> None:
     echo(f"{len(entries)} runs; their table and plot will be in {runs / planned.name}")
 
 
-def _print_results(planned: Sweep, rows: list[dict]) -> None:
+def _print_results(planned: Sweep, rows: list[dict], folder: Path | None) -> None:
+    """Print the table, each run's message, and the folder of table and plot if they were written."""
     table = Table(*header(planned), box=None, pad_edge=False)
     for entry in rows:
         table.add_row(*map(Text, cells(planned, entry)))
@@ -230,3 +229,5 @@ def _print_results(planned: Sweep, rows: list[dict]) -> None:
     for entry in rows:
         if entry.get("message"):
             echo(f"{entry['run']}: {entry['message']}")
+    if folder:
+        echo(f"The table and the plot are in {folder}")

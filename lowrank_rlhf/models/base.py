@@ -295,8 +295,6 @@ def _base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _device(config: ModelConfig) -> torch.device:
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("model.device: CUDA device not found. Set `auto` or `cpu`")
-    if config.device == "mps" and not torch.backends.mps.is_available():
-        raise UserError("model.device: MPS device not found. Set `auto` or `cpu`")
+    if (gpu := {"cuda": torch.cuda, "mps": torch.backends.mps}.get(config.device)) and not gpu.is_available():
+        raise UserError(f"model.device: {config.device.upper()} device not found. Set `auto` or `cpu`")
     return torch.device(config.device)

@@ -73,9 +73,10 @@ class Overview(NamedTuple):
 def ranking_progress(project: Project, annotator: str) -> RankingProgress:
     """Return the progress of this annotator and of all annotators together."""
     counts, store, needed = project.counts(annotator), project.store, project.needed
-    settings, trainable = project.settings or RankConfig(), store.ranked_prompts()
-    enough, pace = 0 < needed <= trainable, pace_until(settings.deadline, needed - trainable)
+    settings, enough, pace = project.settings or RankConfig(), False, None
     if needed:
+        trainable = store.ranked_prompts()
+        enough, pace = needed <= trainable, pace_until(settings.deadline, needed - trainable)
         needed += counts.prompts - store.trainable_prompts()
     if enough:
         needed = min(needed, counts.ranked_by_anyone)

@@ -275,4 +275,4 @@ def test_a_file_of_the_first_version_goes_on(tmp_path: Path) -> None:
     assert store.undo("ann") == ranking
     assert store.undo("ann") == Skip(annotator="ann", prompt_id="q")
     with sqlite3.connect(path) as database:
-        assert database.execute("PRAGMA user_version").fetchone() == (4,)
+        assert database.execute("PRAGMA user_version").fetchone() == (5,)
