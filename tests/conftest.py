@@ -6,6 +6,7 @@ Imports that bring torch stay inside the fixtures: most tests need none of it.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -30,6 +31,20 @@ def no_collection_of_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
     """`release_if_short` collects twice a PPO step, and among pytest's objects that takes longer than it."""
     none = dict.fromkeys(("collect", "freeze", "unfreeze"), lambda: None)
     monkeypatch.setattr("lowrank_rlhf.models.allocator.gc", SimpleNamespace(**none))
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """`command(*arguments)`: runs the command line in this process; its exit code, stdout and stderr."""
+    from lowrank_rlhf import cli
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lowrank-rlhf", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return int(caught.value.code or 0), *capsys.readouterr()
+
+    return call
 
 
 @pytest.fixture(scope="session")

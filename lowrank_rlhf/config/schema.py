@@ -64,9 +64,11 @@ class SftConfig(Section):
     less of what the base can do (WiSE-FT, arXiv 2109.01903)."""
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Yield `adapter` without `source: adapter`, or the reverse."""
+        """Yield `adapter` without `source: adapter`, or the reverse, and `scale` without training."""
         if (self.source == "adapter") != (self.adapter is not None):
             yield Conflict(("adapter", "source"), "`adapter` and `source: adapter` must be set together")
+        if self.scale != 1 and self.source != "train":
+            yield Conflict(("scale", "source"), f"`scale` has no effect with `source: {self.source}`; remove it")
 
 
 class SampleConfig(Section):

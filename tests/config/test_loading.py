@@ -109,6 +109,7 @@ IN_THE_FILE = [
     ("rank: {judge: 7}\n", "my.yaml:3:8: rank.judge: must be text, not 7. Put it in quotes"),
     (f"rank: {{judge: [{'x' * 70}]}}\n", f'my.yaml:3:8: rank.judge: must be text, not ["{"x" * 55}...'),
     ("sft: {source: adapter}\n", "my.yaml:3:1: sft: `adapter` and `source: adapter` must be set together"),
+    ("sft: {source: base, scale: 0.5}\n", "my.yaml:3:21: sft: `scale` has no effect with `source: base`; remove it"),
     ("lora: {target_modules: 5}\n", 'my.yaml:3:8: lora.target_modules: must be "all-linear" or a list, not 5'),
     (
         "lora:\n  target_modules:\n  - q_proj\n  - 5\n",

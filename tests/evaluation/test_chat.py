@@ -336,19 +336,6 @@ def test_what_a_score_means_is_said(tiny_folder, tmp_path) -> None:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    """Runs a command in this process: its exit code, stdout and stderr."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lowrank-rlhf", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return int(caught.value.code or 0), *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
 def kept_policies(run) -> dict[str, Path]:
     """Random adapters where a run keeps policies: the last step, an earlier one, two checkpoints of a second round."""
     run_dir = run.run_dir

@@ -33,7 +33,6 @@ from transformers import (
     GenerationConfig,
 )
 
-from lowrank_rlhf import cli
 from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.config.schema import Config, ModelConfig
 from lowrank_rlhf.errors import CannotFit, ExitCode, ModelNotFinite, Stopped, UserError
@@ -58,19 +57,6 @@ from lowrank_rlhf.training.rollout import RewardScale
 
 PROMPTS = random_tokens(7, [3, 11, 1])
 ANSWERS = [Response(tuple(tokens), finished=False) for tokens in random_tokens(8, [5, 9, 2])]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    """Runs a command in this process: its exit code, stdout and stderr."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lowrank-rlhf", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return int(caught.value.code or 0), *capsys.readouterr()
-
-    return call
 
 
 def merged_by_peft(roles: Roles, quantization: str, adapter: Path) -> Any:

@@ -31,17 +31,6 @@ ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "mistral", "phi3")
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lowrank-rlhf", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return int(caught.value.code or 0), *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder) -> Path:
     """A folder with tiny.yaml, in which `runs` will be; the machine has 20 of 24 GB free."""
     monkeypatch.chdir(tmp_path)

@@ -2,13 +2,11 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 from people import a_ranking, a_run
 
-from lowrank_rlhf import cli
 from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.comparisons import load_comparisons
@@ -24,19 +22,6 @@ MARK = {"fingerprint": {"settings": {}, "inputs": {}}, "seconds": 1.0, "summary"
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    """Runs a command in this process: its exit code, stdout and stderr."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lowrank-rlhf", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return int(caught.value.code or 0), *capsys.readouterr()
-
-    return call
 
 
 def test_an_annotator_s_rankings_are_excluded_and_restored(command) -> None:

@@ -13,11 +13,11 @@ from lowrank_rlhf.commands.terminal.ranking_text import project_summary
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.errors import UserError, visible
 from lowrank_rlhf.preferences.contents import Contents, SavedRanking
+from lowrank_rlhf.preferences.exchange.files import Tool, read_tasks, to_tasks
 from lowrank_rlhf.preferences.export_file import comparisons_to_jsonl, demonstrations_to_jsonl, to_jsonl
 from lowrank_rlhf.preferences.import_file import read_rows
 from lowrank_rlhf.preferences.import_plan import ImportPlan
 from lowrank_rlhf.preferences.project import COMMAND, STORE, Project, counted, open_project, run_command
-from lowrank_rlhf.preferences.team.other_tools import Tool, read_tasks, to_tasks
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import write_atomic
 from lowrank_rlhf.run.records import Prompt, Ranking, Sample, read_jsonl

@@ -1,14 +1,11 @@
 """Tasks for Argilla and Label Studio, and their annotations back: in the published shapes, nothing lost or made up."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from people import a_ranking, a_run
-
-from lowrank_rlhf import cli
 
 ANNA, BOB = "0b6b3f54-8d3c-4f0a-9d3c-6a2f0c1d2e3f", "bob@example.org"
 
@@ -16,19 +13,6 @@ ANNA, BOB = "0b6b3f54-8d3c-4f0a-9d3c-6a2f0c1d2e3f", "bob@example.org"
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    """Runs a command in this process: its exit code, stdout and stderr."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lowrank-rlhf", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return int(caught.value.code or 0), *capsys.readouterr()
-
-    return call
 
 
 def exported(command, tool: str) -> list[dict[str, Any]]:

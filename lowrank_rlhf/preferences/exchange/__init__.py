@@ -1,0 +1,1 @@
+"""Exchange of prompts and rankings with other annotation tools."""
