@@ -167,8 +167,8 @@ class RankingLoop:
             left = left if counts.own_left is None else min(left, counts.own_left)
             text += f", {duration(each)} each, about {duration(each * left)} to go"
         text += f", {counts.own_left} of your share left" if counts.own_left else ""
-        pace = pace_text(counts.pace)
-        return f"{text}; {HELP_KEY} shows the keys{f'.{pace}' if pace else ''}"
+        text += f"; {HELP_KEY} shows the keys"
+        return f"{text}. {pace_text(counts.pace)}" if counts.pace else text
 
     def _status(self, draft: Draft, item: Item | None) -> None:
         if not self._keys.live:

@@ -99,19 +99,23 @@ _WHY = {
 
 
 def pace_text(pace: DeadlinePace | None) -> str:
-    """Return the pace that the deadline requires, after a space."""
+    """Return a sentence with the pace that the deadline requires; empty without one."""
     if pace is None:
         return ""
     if not pace.days:
-        return f" The deadline, {pace.deadline}, has passed."
-    return f" Until the deadline, {pace.deadline}: {pace.each_day} a day."
+        return f"The deadline, {pace.deadline}, has passed."
+    return f"Until the deadline, {pace.deadline}: {pace.each_day} a day."
 
 
 def _gain(project: Project) -> str:
-    """Return what further rankings would gain by the newest reward model's learning curve, after a space."""
+    """Return a sentence on what further rankings would gain by the newest reward model; empty without its curve."""
     tests = project.reward_tests
     curve = tests[-1].curve if tests else None
-    return f" By the last reward model, {curve.in_words()}." if curve else ""
+    return f"By the last reward model, {curve.in_words()}." if curve else ""
+
+
+def _joined(*sentences: str) -> str:
+    return " ".join(filter(None, sentences))
 
 
 def project_summary(project: Project) -> str:
@@ -120,7 +124,8 @@ def project_summary(project: Project) -> str:
     of_round = f" of round {project.round}" if project.round > 1 else ""
     if count < need.prompts:
         of, more = f"{counted(need.prompts, 'prompt')}{of_round}", need.prompts - count
-        return f"{count} of {of} ranked, {more} more needed{_WHY[need.reason]}.{pace_text(project.pace)}{gain}"
+        missing = f"{count} of {of} ranked, {more} more needed{_WHY[need.reason]}."
+        return _joined(missing, pace_text(project.pace), gain)
     if project.settings is None:
         return f"{counted(count, 'prompt')} ranked. To export them:\n  {project.next_command}"
     if doubt := project.doubtful:
@@ -129,8 +134,6 @@ def project_summary(project: Project) -> str:
             f"{100 * doubt.share:.0f} % of {doubt.pairs} pairs alike, no better than chance: a reward model cannot "
             f"learn from such rankings. See label RUN --stats. To resume the run anyway:\n  {project.next_command}"
         )
-    few = f" A reward model trained on these passes its test in about {100 * (need.passes or 0):.0f} % of cases."
-    return (
-        f"{counted(count, 'prompt')}{of_round} ranked ({need.prompts} needed).{few if need.few else ''}{gain} "
-        f"To resume the run:\n  {project.next_command}"
-    )
+    few = f"A reward model trained on these passes its test in about {100 * (need.passes or 0):.0f} % of cases."
+    ranked = f"{counted(count, 'prompt')}{of_round} ranked ({need.prompts} needed)."
+    return _joined(ranked, few if need.few else "", gain, f"To resume the run:\n  {project.next_command}")
