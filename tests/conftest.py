@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
+from garbage import collect_nothing
 
 pytest.register_assert_rewrite("role_laws")
 
@@ -25,12 +25,7 @@ if os.environ.get("LOWRANK_RLHF_TEST_BACKEND") == "unsloth":
     # `make test-unsloth`: the same tests of the roles on models that unsloth loads; it has to come before transformers.
     import unsloth  # noqa: F401
 
-
-@pytest.fixture(autouse=True)
-def no_collection_of_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`release_if_short` collects twice a PPO step, and among pytest's objects that takes longer than it."""
-    none = dict.fromkeys(("collect", "freeze", "unfreeze"), lambda: None)
-    monkeypatch.setattr("lowrank_rlhf.models.allocator.gc", SimpleNamespace(**none))
+collect_nothing()
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ from lowrank_rlhf.dashboard import server
 from lowrank_rlhf.dashboard.browser import address
 from lowrank_rlhf.dashboard.browser.storage import with_storage
 from lowrank_rlhf.dashboard.chat_worker import ChatWorker
-from lowrank_rlhf.dashboard.page import QUIET, DashboardPage
+from lowrank_rlhf.dashboard.page import QUIET, DashboardPage, Texts
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.served.routes import routes
 from lowrank_rlhf.dashboard.served.uploads import PREFIX, upload_routes
 from lowrank_rlhf.dashboard.server import Address
 from lowrank_rlhf.dashboard.tabs import compare, rank, result, runs, talk, watch
-from lowrank_rlhf.dashboard.text import LANGUAGE_LABEL, LANGUAGES, Texts
+from lowrank_rlhf.dashboard.text import LANGUAGE_LABEL, LANGUAGES
 from lowrank_rlhf.reports.svg.drawing import CHART_CSS
 
 _CSS = Path(__file__).parent / "static" / "page.css"

@@ -1,13 +1,13 @@
-"""State that the tabs share, and the settings of their events."""
+"""State that the tabs share, the components that show texts, and the settings of events."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 
 from lowrank_rlhf.dashboard.chat_worker import ChatWorker
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
-from lowrank_rlhf.dashboard.text import Texts
+from lowrank_rlhf.dashboard.text import LANGUAGES, t
 
 EVENT: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "minimal"}
 """Settings of an event triggered by a person; not offered to API clients."""
@@ -16,6 +16,34 @@ QUIET: dict[str, Any] = EVENT | {"show_progress": "hidden"}
 OF_RUN: dict[str, Any] = QUIET | {"preprocess": False}
 """Settings of an automatic event with the chosen run among its inputs, which take any text. Gradio would answer with an
 error message where the run has just been deleted, or was made after the server started."""
+
+Block = TypeVar("Block", bound=Any)
+
+
+class Texts:
+    """Registry of the components that show texts, to switch the language of all of them."""
+
+    def __init__(self) -> None:
+        self._shown: list[tuple[Any, dict[str, str]]] = []
+
+    def add(self, component: Block, **keys: str) -> Block:
+        """Register properties of a component as texts: `add(gr.Button(), value="runs.stop")`."""
+        for name, key in keys.items():
+            setattr(component, name, t(key, next(iter(LANGUAGES))))
+        self._shown.append((component, keys))
+        return component
+
+    @property
+    def components(self) -> list[Any]:
+        """Registered components, in order."""
+        return [component for component, _ in self._shown]
+
+    def updates(self, language: str) -> list[dict[str, Any]]:
+        """Return one update per component."""
+        found: list[dict[str, Any]] = [
+            {name: t(key, language) for name, key in keys.items()} for _, keys in self._shown
+        ]
+        return [gr.update(**texts) for texts in found]
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,9 @@
-"""Texts of the page in English and Chinese, and the components that show them."""
+"""Texts of the page in English and Chinese."""
 
 import json
 from functools import cache
 from html import escape
 from pathlib import Path
-from typing import Any, TypeVar
-
-import gradio as gr
 
 from lowrank_rlhf.errors import visible
 
@@ -17,8 +14,6 @@ LANGUAGE_LABEL = "Language / 语言"
 _TERMS = ("sft", "reward_model", "ppo", "kl")
 """Terms that the texts of `explained` may contain."""
 _LOCALES = Path(__file__).parent / "locales"
-
-Block = TypeVar("Block", bound=Any)
 
 
 @cache
@@ -49,29 +44,3 @@ def _term(term: str, language: str) -> str:
 def html(text: object) -> str:
     """Return a person's or model's text as HTML: markup, control characters and direction marks escaped."""
     return escape(visible(str(text)))
-
-
-class Texts:
-    """Registry of the components that show texts, to switch the language of all of them."""
-
-    def __init__(self) -> None:
-        self._shown: list[tuple[Any, dict[str, str]]] = []
-
-    def add(self, component: Block, **keys: str) -> Block:
-        """Register properties of a component as texts: `add(gr.Button(), value="runs.stop")`."""
-        for name, key in keys.items():
-            setattr(component, name, t(key, next(iter(LANGUAGES))))
-        self._shown.append((component, keys))
-        return component
-
-    @property
-    def components(self) -> list[Any]:
-        """Registered components, in order."""
-        return [component for component, _ in self._shown]
-
-    def updates(self, language: str) -> list[dict[str, Any]]:
-        """Return one update per component."""
-        found: list[dict[str, Any]] = [
-            {name: t(key, language) for name, key in keys.items()} for _, keys in self._shown
-        ]
-        return [gr.update(**texts) for texts in found]

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,8 +87,9 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     return frozenset(next((line.split(":", 1)[1] for line in lines if line.startswith("flags")), "").split())
 
 
+@cache
 def bfloat16_speedup() -> float:
-    """Measure the speed of bfloat16 products on this CPU relative to float32; 0 if they crash.
+    """Measure the speed of bfloat16 products on this CPU relative to float32, once per process; 0 if they crash.
 
     Runs in a subprocess: some virtual machines report AMX but hide its tile table (CPUID leaf 29), and oneDNN 3.12
     crashes there with an illegal instruction.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.reports.alarms import Alarm, find_alarms
 from lowrank_rlhf.reports.answers import ShownAnswer, first_answers, has_greedy, shown_answers
 from lowrank_rlhf.reports.benchmarks import Benchmarks, benchmark_tables, yardstick_table
@@ -12,7 +13,7 @@ from lowrank_rlhf.reports.charts import ChartFigure, of_round, run_figures
 from lowrank_rlhf.reports.format import Metrics, Table, number
 from lowrank_rlhf.reports.locale import ENGLISH, LANGUAGES, Locale, locale
 from lowrank_rlhf.reports.rounds import RoundFigures, read_rounds, rounds_figure, rounds_table
-from lowrank_rlhf.reports.story import about_run, caveats, headline, rewarded
+from lowrank_rlhf.reports.story import about_run, caveats, headline, read_settings, rewarded
 from lowrank_rlhf.reports.tables import comparison, details
 from lowrank_rlhf.reports.templating import html_environment, markdown_environment
 from lowrank_rlhf.run.directory import RunDir
@@ -79,9 +80,12 @@ def write_report(run_dir: RunDir, results: Results, eval_rows: Rows, out: Path) 
         eval_rows: the rows of eval.jsonl.
         out: the folder for both files.
     """
-    metrics, rounds = list(run_dir.metrics.read()), read_rounds(run_dir, results)
+    config, metrics, rounds = read_settings(run_dir), list(run_dir.metrics.read()), read_rounds(run_dir, results)
     measured = read_harness_result(run_dir), read_reward_bench_results(run_dir)
-    views = [_view(run_dir, metrics, results, eval_rows, rounds, measured, locale(language)) for language in LANGUAGES]
+    views = [
+        _view(run_dir, config, metrics, results, eval_rows, rounds, measured, locale(language))
+        for language in LANGUAGES
+    ]
     name = run_dir.run.name if run_dir.number == 1 else f"{run_dir.run.name}/{run_dir.path.name}"
     page = html_environment().get_template("report.html.j2").render(run=name, views=views, featured=FEATURED)
     write_atomic(out / "report.html", page)
@@ -90,6 +94,7 @@ def write_report(run_dir: RunDir, results: Results, eval_rows: Rows, out: Path) 
 
 def _view(
     run_dir: RunDir,
+    config: Config | None,
     metrics: Metrics,
     results: Results,
     eval_rows: Rows,
@@ -101,8 +106,8 @@ def _view(
     greedy = sum(map(has_greedy, rows))
     return ReportView(
         texts=texts,
-        about=about_run(run_dir, texts),
-        rewarded=rewarded(run_dir, texts),
+        about=about_run(run_dir, config, texts),
+        rewarded=rewarded(config, texts),
         lines=(headline(results, texts, alarms), *caveats(results, texts)),
         alarms=alarms,
         comparison=comparison(results, texts),

@@ -110,11 +110,17 @@ def caveats(results: Results, texts: Locale) -> list[str]:
     return found
 
 
-def about_run(run_dir: RunDir, texts: Locale) -> str:
-    """Return the parts that the run's folder knows, separated by dots; empty for a run without settings."""
+def read_settings(run_dir: RunDir) -> Config | None:
+    """Return the run's config, or None for a run without one."""
     try:
-        config = load_config(run_dir.run / "config.yaml")
+        return load_config(run_dir.run / "config.yaml")
     except (OSError, UserError):
+        return None
+
+
+def about_run(run_dir: RunDir, config: Config | None, texts: Locale) -> str:
+    """Return the parts that the run's folder knows, separated by dots; empty for a run without settings."""
+    if config is None:
         return ""
     return " · ".join([*_settings(config, texts), *_history(run_dir, texts)])
 
@@ -139,13 +145,9 @@ def _ranked(config: Config, texts: Locale) -> str:
     return texts(f"about.{config.rank.source}", source=config.rank.dataset or "")
 
 
-def rewarded(run_dir: RunDir, texts: Locale) -> str:
+def rewarded(config: Config | None, texts: Locale) -> str:
     """Return what ranking and training reward and the scale of the scores; empty for a run without settings."""
-    try:
-        config = load_config(run_dir.run / "config.yaml")
-    except (OSError, UserError):
-        return ""
-    return "".join(_rewarded(config, texts)).strip()
+    return "".join(_rewarded(config, texts)).strip() if config else ""
 
 
 def _rewarded(config: Config, texts: Locale) -> Iterator[str]:

@@ -31,7 +31,7 @@ from lowrank_rlhf.pipeline.fingerprint import fingerprint
 from lowrank_rlhf.run.directory import RunDir
 
 GOOD = "name: a\nmodel: {source: x}\n"
-HEAVY = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "matplotlib")
+HEAVY = ("torch", "gradio", "transformers", "trl", "peft", "bitsandbytes", "datasets", "matplotlib")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
 
 

@@ -244,7 +244,7 @@ blocks.block_thread()
 def test_inside_the_dashboard_with_a_name_and_a_button_to_go_on(tmp_path: Path) -> None:
     store = a_run_with_answers(tmp_path, 3, minimum_rankings=2)
     with chromium() as browser:
-        server = Server(tmp_path, command=[sys.executable, "-c", DASHBOARD])
+        server = Server(tmp_path, command=["-c", DASHBOARD])
         try:
             ann = Person(browser, server.url, None)
             call_oneself(ann, "ann 1", "ranking as ann 1")

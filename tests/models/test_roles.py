@@ -14,8 +14,11 @@ each_role = pytest.mark.parametrize("role", Role)
 
 
 @each_law
-@each_quantization
-@each_way
+@pytest.mark.parametrize(
+    ("quantization", "checkpointing"),
+    [("none", False), ("nf4", False), ("int8", False), ("gguf", False), ("nf4", True)],
+    ids=["none", "nf4", "int8", "gguf", "nf4-checkpointing"],
+)
 def test_laws(tiny_base, tmp_path, law, quantization, checkpointing) -> None:
     check(law, tiny_base=tiny_base, tmp_path=tmp_path, quantization=quantization, checkpointing=checkpointing)
 

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import Forked
 from tiny import make_roles, snapshot
 from tiny_ppo import SCALE, make_ppo_config, rollout_of, start
 from tiny_run import limit_tokens, make_config, write_prompts
@@ -93,21 +93,21 @@ def test_a_real_signal_ends_a_real_process_soon(tiny_folder, tmp_path, signals, 
     long = {"sample__batch_size": 800, "sample__max_new_tokens": 200, "model__max_length": 250}
     config = make_config(tiny_folder(), write_prompts(tmp_path / "prompts.jsonl"), "none", **changes, **long)
     (tmp_path / "config.yaml").write_text(dump_config(config))
-    command = [sys.executable, "-m", "lowrank_rlhf", "run", str(tmp_path / "config.yaml"), "--runs", str(tmp_path)]
+    command = ["-m", "lowrank_rlhf", "run", str(tmp_path / "config.yaml"), "--runs", str(tmp_path)]
     log = tmp_path / "said.txt"
-    with log.open("wb") as said, subprocess.Popen(command, stdout=said, stderr=said) as process:
-        try:
-            while "answers    0%" not in log.read_text():
-                assert process.poll() is None, log.read_text()
-                time.sleep(0.02)
-            time.sleep(0.5)
-            since = time.monotonic()
-            for number in signals:
-                os.kill(process.pid, number)
-            code = process.wait(30)
-            seconds = time.monotonic() - since
-        finally:
-            process.kill()
+    process = Forked(command, log, os.environ)
+    try:
+        while "answers    0%" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.02)
+        time.sleep(0.5)
+        since = time.monotonic()
+        for number in signals:
+            os.kill(process.pid, number)
+        code = process.wait(30)
+        seconds = time.monotonic() - since
+    finally:
+        process.kill()
     assert code == 130
     assert message in log.read_text()
     assert "Traceback" not in log.read_text()

@@ -13,6 +13,7 @@ from html_tags import parse
 from synthetic_run import all_summaries, eval_rows, metrics_rows, results, with_greedy, yardsticks
 
 from lowrank_rlhf.config.loading import load_config, preset_names, preset_path
+from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.reports.alarms import find_alarms
 from lowrank_rlhf.reports.benchmarks import yardstick_table
 from lowrank_rlhf.reports.charts import CURVES, curve_figures
@@ -425,18 +426,18 @@ def test_a_second_judge_that_prefers_sft_stands_in_the_headline(share: float | N
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("preset", preset_names())
 def test_the_report_of_every_preset_says_what_it_learns_from(tmp_path: Path, preset: str, language: str) -> None:
-    shutil.copy(preset_path(preset), tmp_path / "config.yaml")
-    texts, config = locale(language), load_config(tmp_path / "config.yaml")
+    texts, config = locale(language), load_config(preset_path(preset))
     words = {
         "judge": config.ranking_judge and texts("about.judge", judge=judge_in_words(config.ranking_judge, texts)),
         "human": texts("about.human", source=""),
         "dataset": texts("about.dataset", source=config.rank.dataset),
     }
     expected = words[config.rank.source] if config.ppo.uses_reward_model else ", ".join(config.ppo.rewards)
-    assert expected in about_run(RunDir(tmp_path), texts)
-    assert rewarded(RunDir(tmp_path), texts)[-1] in ".。"
+    assert expected in about_run(RunDir(tmp_path), config, texts)
+    assert rewarded(config, texts)[-1] in ".。"
 
 
+MINIMAL = {"name": "a", "model": {"source": "m"}, "data": {"prompts": "p.jsonl"}}
 BRIEF = {"source": "length", "maximum": 50, "weight": 0.5}
 
 
@@ -455,16 +456,12 @@ BRIEF = {"source": "length", "maximum": 50, "weight": 0.5}
     ],
     ids=["ppo", "unclipped", "raw", "rloo", "grpo", "dpo", "sum", "sum without the reward model"],
 )
-def test_the_report_says_what_training_does_with_the_scores(
-    tmp_path: Path, language: str, settings: dict, keys: list[str]
-) -> None:
-    config = {"name": "a", "model": {"source": "m"}, "data": {"prompts": "p.jsonl"}, "rank": {"judge": "sentiment"}}
-    (tmp_path / "config.yaml").write_text(json.dumps(config | settings))
-    texts = locale(language)
+def test_the_report_says_what_training_does_with_the_scores(language: str, settings: dict, keys: list[str]) -> None:
+    texts, config = locale(language), {**MINIMAL, "rank": {"judge": "sentiment"}, **settings}
     terms = "model + 0.5 brief" if "scores" in keys else "0.5 model + 0.5 brief"
     sentences = [texts(f"rewarded.{key}", clip="5", terms=terms) for key in keys]
     ranked = [] if keys[0] == "terms" else [texts("rewarded.sentiment")]
-    assert rewarded(RunDir(tmp_path), texts) == "".join([*ranked, *sentences]).strip()
+    assert rewarded(Config.model_validate(config), texts) == "".join([*ranked, *sentences]).strip()
 
 
 @pytest.mark.parametrize(
@@ -483,14 +480,11 @@ def test_the_report_says_what_training_does_with_the_scores(
         ({"source": "human"}, "what people preferred", "人们更喜欢"),
     ],
 )
-def test_the_report_says_what_the_ranking_rewards(tmp_path: Path, changes: dict, english: str, chinese: str) -> None:
+def test_the_report_says_what_the_ranking_rewards(changes: dict, english: str, chinese: str) -> None:
     if "endpoint" in changes:
         changes["endpoint"] = {"url": "http://127.0.0.1:1/v1", "model": "small", **changes["endpoint"]}
-    rank = {"source": "judge", **changes}
-    (tmp_path / "config.yaml").write_text(
-        json.dumps({"name": "a", "model": {"source": "m"}, "data": {"prompts": "p.jsonl"}, "rank": rank})
-    )
+    config = Config.model_validate({**MINIMAL, "rank": {"source": "judge", **changes}})
     for language, part in (("en", english), ("zh", chinese)):
-        sentence = rewarded(RunDir(tmp_path), locale(language))
+        sentence = rewarded(config, locale(language))
         assert part in sentence
         assert "±5" in sentence

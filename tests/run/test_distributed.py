@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from forked import Forked
 from tiny_run import make_config, write_prompts
 
 from lowrank_rlhf import cli
@@ -60,12 +61,7 @@ class Launched:
         self.all = []
         for rank, log in enumerate(self.logs):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "TMPDIR": str(folder / "tmp")}
-            with log.open("wb") as said:
-                self.all.append(
-                    subprocess.Popen(
-                        [sys.executable, *command], env={**os.environ, **place, **own}, stdout=said, stderr=said
-                    )
-                )
+            self.all.append(Forked(command, log, {**os.environ, **place, **own}))
 
     @property
     def said(self) -> str:

@@ -4,8 +4,6 @@ import os
 import re
 import shutil
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import Forked
 
 from lowrank_rlhf import cli
 from lowrank_rlhf.config.loading import dump_config, load_config
@@ -72,7 +71,7 @@ def with_guidelines(folder: Path, text: str | None) -> Path:
 
 
 class Server:
-    """`label people --web` for the run in a folder, or another program that takes a port and prints an address."""
+    """`label people --web` for the run in a folder, or other Python that takes a port and prints an address."""
 
     def __init__(
         self, folder: Path, port: int = 0, command: list[str] | None = None, options: Sequence[str] = ()
@@ -80,11 +79,9 @@ class Server:
         if command:
             command = [*command, str(free_port())]
         else:
-            words = f"-u -m lowrank_rlhf label people --web --port {port}".split()
-            command = [sys.executable, *words, *options]
+            command = [*f"-m lowrank_rlhf label people --web --port {port}".split(), *options]
         self.log = folder / "server.log"
-        with self.log.open("w") as output:
-            self.process = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=output, stderr=output)
+        self.process = Forked(command, self.log, ENVIRONMENT, folder)
         self.url = self._address()
 
     def _address(self) -> str:

@@ -5,8 +5,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import Forked
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -53,7 +52,7 @@ def page_server(
     folder: Path = ROOT,
     port: int | None = None,
     first: str = "",
-) -> Iterator[tuple[str, subprocess.Popen]]:
+) -> Iterator[tuple[str, Forked]]:
     """The address of a dashboard for the runs in a folder, and its process; ended afterwards.
 
     `first` is Python that the process runs before anything else.
@@ -64,12 +63,9 @@ def page_server(
     if password:
         environment["LOWRANK_RLHF_PASSWORD"] = password
     start = ["-c", f"{first}\nfrom lowrank_rlhf import cli\ncli.main()"] if first else ["-m", "lowrank_rlhf"]
-    command = [sys.executable, *start, "dashboard", "--no-browser", "--runs", str(runs)]
+    command = [*start, "dashboard", "--no-browser", "--runs", str(runs), "--port", str(port), *options]
     log = runs.parent / f"server-{port}.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, "--port", str(port), *options], stdout=output, stderr=output, env=environment, cwd=folder
-        )
+    process = Forked(command, log, environment, folder)
     try:
         wait_for(lambda: answers(f"http://127.0.0.1:{port}/"), STARTING_SECONDS, lambda: log.read_text())
         yield f"http://127.0.0.1:{port}", process

@@ -2,7 +2,6 @@
 
 import json
 import os
-from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -274,7 +273,6 @@ def load_tiny(
         return load_base(config, Progress.silent())
 
 
-@cache
 def bfloat16_works() -> bool:
     """Return True if bfloat16 products run, however slowly; some virtual machines crash (decision 0008)."""
     return bfloat16_speedup() > 0
