@@ -129,10 +129,7 @@ def measure(clients: int, seconds: float) -> dict[str, Any]:
     with (
         tempfile.TemporaryDirectory() as name,
         training(Path(name)) as run,
-        page_server(Path(name) / "runs") as (
-            url,
-            server,
-        ),
+        page_server(Path(name) / "runs", forked=False) as (url, server),
     ):
         page, resident = psutil.Process(server.pid), list[float]()
         visitors = [Visitor(url.removeprefix("http://"), run) for _ in range(clients)]

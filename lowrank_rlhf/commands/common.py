@@ -77,13 +77,22 @@ def checked_config(config: str, overrides: Sequence[str] | None, runs: Path | No
     """Load a config and check it on this machine. Raises `UserError` that lists all mistakes.
 
     With `runs`, the folder of all runs, also checks that the inputs of each stage exist or are made by another stage.
+    The config of a run folder that was copied or renamed by hand is refused, unless `overrides` set the name: the
+    command would work on the run that the config names.
     """
 
     def check(valid: Config) -> list[tuple[Key, str]]:
         before = pipeline.missing_inputs(valid, RunDir(runs / valid.name)) if runs else []
         return [*before, *problems(valid)]
 
-    return load_config(Path(config), overrides or (), check)
+    loaded, folder = load_config(Path(config), overrides or (), check), Path(config).absolute().parent
+    named = any(override.startswith("name=") for override in overrides or ())
+    if (folder / "events.jsonl").is_file() and folder.name != loaded.name and not named:
+        raise UserError(
+            f'{config}: the config names the run "{loaded.name}", but its folder is "{folder.name}". '
+            f"To work on this folder, add name={folder.name}"
+        )
+    return loaded
 
 
 def run_folder(run: str, runs: Path) -> Path:

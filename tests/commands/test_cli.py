@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,6 +92,18 @@ class TestValidate:
         Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         given = ("rank.source=dataset", "rank.dataset=pairs.jsonl", "sft.source=base")
         assert command("validate", "good.yaml", "name=b", *given)[:2] == (0, "ok: sft, rank, reward, ppo, evaluate\n")
+
+    def test_a_run_that_was_copied_by_hand_is_not_taken_for_the_original(self, command) -> None:
+        a_run().event("started")
+        shutil.copytree("runs/a", "runs/copy")
+        code, _, err = command("validate", "runs/copy/config.yaml")
+        assert (code, err) == (
+            2,
+            'runs/copy/config.yaml: the config names the run "a", but its folder is "copy". '
+            "To work on this folder, add name=copy\n",
+        )
+        for given in (["runs/copy/config.yaml", "name=copy"], ["runs/a/config.yaml"], ["runs/a/config.yaml", "name=b"]):
+            assert command("validate", *given)[0] == 0
 
     def test_bad(self, command) -> None:
         code, out, err = command("validate", "bad.yaml", "seed=-1")

@@ -5,6 +5,8 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -52,10 +54,11 @@ def page_server(
     folder: Path = ROOT,
     port: int | None = None,
     first: str = "",
-) -> Iterator[tuple[str, Forked]]:
+    forked: bool = True,
+) -> Iterator[tuple[str, Forked | subprocess.Popen]]:
     """The address of a dashboard for the runs in a folder, and its process; ended afterwards.
 
-    `first` is Python that the process runs before anything else.
+    `first` is Python that the process runs before anything else. A forked process shows the memory of all libraries.
     """
     port = port or free_port()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "GRADIO_ANALYTICS_ENABLED": "False"}
@@ -65,7 +68,13 @@ def page_server(
     start = ["-c", f"{first}\nfrom lowrank_rlhf import cli\ncli.main()"] if first else ["-m", "lowrank_rlhf"]
     command = [*start, "dashboard", "--no-browser", "--runs", str(runs), "--port", str(port), *options]
     log = runs.parent / f"server-{port}.log"
-    process = Forked(command, log, environment, folder)
+    if forked:
+        process = Forked(command, log, environment, folder)
+    else:
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, *command], stdout=output, stderr=output, env=environment, cwd=folder
+            )
     try:
         wait_for(lambda: answers(f"http://127.0.0.1:{port}/"), STARTING_SECONDS, lambda: log.read_text())
         yield f"http://127.0.0.1:{port}", process
