@@ -5,6 +5,7 @@ Imports that bring torch stay inside the fixtures: most tests need none of it.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -26,6 +27,12 @@ if os.environ.get("LOWRANK_RLHF_TEST_BACKEND") == "unsloth":
     import unsloth  # noqa: F401
 
 collect_nothing()
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what the imports made from Python's own collections."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

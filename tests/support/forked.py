@@ -5,6 +5,7 @@ itself use real starts.
 """
 
 import atexit
+import gc
 import os
 import runpy
 import signal
@@ -70,6 +71,7 @@ def _python(arguments: list[str], log: str, environment: dict[str, str], folder:
     os.chdir(folder)
     sys.path.insert(0, folder)
     collect_nothing()
+    gc.freeze()
     option, what, *rest = arguments
     sys.argv = [what, *rest]
     try:
