@@ -59,6 +59,7 @@ def test_a_page_whose_session_ended_says_so_and_keeps_what_is_typed(tmp_path: Pa
             page.wait_for_selector("#session-ended", state="detached")
             wait_for(lambda: typed(page) == QUESTION, 60, lambda: typed(page))  # Gradio may have reloaded the page
             page.evaluate("window.same = true")
+        page.wait_for_timeout(6000)  # Gradio's page looks for a lost server every few seconds
         with page_server(tmp_path / "runs", password=PASSWORD, port=port):  # restarted
             page.wait_for_selector("#session-ended")
             assert typed(page) == QUESTION

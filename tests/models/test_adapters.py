@@ -79,7 +79,7 @@ def test_a_filled_role_computes_what_plain_peft_does(tiny_base, tmp_path, quanti
     without = plain_logits(plain)
     expected = plain_logits(PeftModel.from_pretrained(plain, folder))
     assert (expected - without).abs().max() > 0.1  # the adapter matters
-    torch.testing.assert_close(logits(roles, role), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(roles, role), expected, rtol=1e-5, atol=1e-4)
     assert torch.equal(logits(roles, other), before)
     for name, weights in others.items():
         now = snapshot(roles, name)
