@@ -5,7 +5,7 @@ import sys
 import webbrowser
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from lowrank_rlhf.dashboard import server
 from lowrank_rlhf.dashboard.browser import address
 from lowrank_rlhf.dashboard.browser.storage import with_storage
 from lowrank_rlhf.dashboard.chat_worker import ChatWorker
-from lowrank_rlhf.dashboard.page import QUIET, DashboardPage, Texts
+from lowrank_rlhf.dashboard.page import QUIET, SECONDS, DashboardPage, Texts
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.served.routes import routes
 from lowrank_rlhf.dashboard.served.uploads import PREFIX, upload_routes
@@ -60,14 +60,22 @@ def build(folder: RunsFolder, chat: ChatWorker) -> gr.Blocks:
             )
             language = _language_switch()
             theme = gr.Button("◐", elem_id="theme", min_width=44, scale=0)
-        page = DashboardPage(folder, run, language, texts, chat)
-        tabs = {}
+        timers, tabs, pages = {name: gr.Timer(SECONDS, active=False) for name in _TABS}, {}, {}
         with gr.Tabs(elem_id="tabs"):
             for name, build_tab in _TABS.items():
                 with texts.add(gr.Tab(id=name, elem_id=f"tab-{name}"), label=f"tab.{name}") as tabs[name]:
-                    build_tab(replace(page, tab=tabs[name]))
+                    pages[name] = DashboardPage(folder, run, language, texts, chat, tabs[name], timers[name])
+                    build_tab(pages[name])
+        for name, tab in tabs.items():
+            tab.select(partial(_only, name), None, [*timers.values()], **QUIET)
+        page = pages["runs"]
         address.connect(_connect(blocks, page, theme), page, tabs)
     return blocks
+
+
+def _only(shown: str) -> list[gr.Timer]:
+    """Return the timers of all tabs, of which that of the shown one is active."""
+    return [gr.Timer(active=name == shown) for name in _TABS]
 
 
 def _language_switch() -> gr.Radio:

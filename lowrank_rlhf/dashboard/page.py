@@ -17,6 +17,9 @@ OF_RUN: dict[str, Any] = QUIET | {"preprocess": False}
 """Settings of an automatic event with the chosen run among its inputs, which take any text. Gradio would answer with an
 error message where the run has just been deleted, or was made after the server started."""
 
+SECONDS = 2.0
+"""Seconds between two ticks of a timer."""
+
 Block = TypeVar("Block", bound=Any)
 
 
@@ -56,5 +59,12 @@ class DashboardPage:
     language: gr.Radio
     texts: Texts
     chat: ChatWorker
-    tab: gr.Tab | None = None
+    tab: gr.Tab
     """The tab that is laid out."""
+    timer: gr.Timer
+    """Ticks while that tab is shown."""
+
+    @property
+    def while_shown(self) -> tuple[Any, Any]:
+        """Return the events of the tab that is laid out: it is opened, and each tick until it is left."""
+        return self.tab.select, self.timer.tick

@@ -305,7 +305,7 @@ def test_what_a_model_wrote_is_text(nasty, open_page) -> None:
     assert shown.count("<script>document.title='taken'</script> **bold** ${1+1} {{value}} \\u202eabc") == 3
     assert "<img src=x onerror=" in shown
     assert "<script>" in page.inner_text("#watch-log")
-    assert page.title() == "one · Watch · lowrank_rlhf"
+    page.wait_for_function("document.title === 'one · Watch · lowrank_rlhf'")
     assert page.locator("#watch-samples img, #watch-samples strong").count() == 0
 
 

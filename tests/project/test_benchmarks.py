@@ -48,11 +48,16 @@ def test_memory_table_compares_the_peak_with_the_forecast(monkeypatch: pytest.Mo
 
 
 def test_a_visitor_counts_unanswered_events_and_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two timers: both answered, one without an answer, a refusal, and a connection that ends early."""
+    """Two events: both answered, one without an answer, a refusal, and a connection that ends early.
+
+    The visitor is on the second of two tabs whose timers are inactive at first.
+    """
     sys.path.insert(0, str(ROOT))
     from benchmarks import page_load
 
-    config = {"components": [], "dependencies": [{"id": at, "inputs": [], "targets": [(0, "tick")]} for at in (1, 2)]}
+    timers = [{"id": at, "type": "timer", "props": {"active": at == 0}} for at in range(3)]
+    ticks = [{"id": at + 10, "inputs": [], "targets": [(at, "tick")]} for at in range(3)]
+    config = {"components": timers, "dependencies": ticks}
     ids = [{"event_id": "a"}, {"event_id": "b"}]
     done = ["a", "b"], ["b"]
     replies = iter([config, *ids, done[0], *ids, done[1], {"detail": "full"}, http.client.RemoteDisconnected()])
@@ -79,7 +84,8 @@ def test_a_visitor_counts_unanswered_events_and_comes_again(monkeypatch: pytest.
 
     monkeypatch.setattr(page_load.http.client, "HTTPConnection", Connection)
     monkeypatch.setattr(page_load, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda _: None))
-    visitor = page_load.Visitor("host", "run")
+    visitor = page_load.Visitor("host", "run", 1)
+    assert [event for event, _ in visitor._events] == [10, 12]
     visitor.tick()
     assert (len(visitor.seconds), visitor.errors) == (2, [])
     visitor.tick()

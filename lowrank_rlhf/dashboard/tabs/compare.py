@@ -14,7 +14,6 @@ from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.dashboard.wording import error_text
 from lowrank_rlhf.errors import UserError
 
-_SECONDS = 2.0
 # The address keeps the runs, also where the back button returns to an earlier run or tab.
 _RESTORE = """() => {
   const given = new URL(location).searchParams.get('compare');
@@ -47,7 +46,7 @@ def build(page: DashboardPage) -> None:
     inputs, outputs = [chosen, page.language, seen], [chosen, shown, seen]
     gr.on(None, None, None, chosen, js=_RESTORE, **QUIET)
     chosen.change(None, chosen, None, js=_KEEP, **QUIET)
-    gr.on([gr.Timer(_SECONDS).tick, chosen.change, page.language.change], refresh, inputs, outputs, **QUIET)
+    gr.on([*page.while_shown, chosen.change, page.language.change], refresh, inputs, outputs, **QUIET)
 
 
 def _refresh(runs: RunsFolder, given: Sequence[str], language: str, before: dict[str, Any]) -> list[Any]:

@@ -17,7 +17,6 @@ from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import memory
 from lowrank_rlhf.run.results.rounds import prefix
 
-_SECONDS = 2.0
 _REPORT = "report.html"
 
 
@@ -42,10 +41,9 @@ def build(page: DashboardPage) -> None:
         return lambda chosen, language: _export(page, chosen, language, kind)
 
     inputs, outputs = [page.run, page.language, previous], [ready, report, previous]
-    gr.Timer(_SECONDS).tick(refresh, inputs, outputs, **OF_RUN)
-    page.run.change(refresh, inputs, outputs, **OF_RUN)
+    for event in (*page.while_shown, page.run.change, page.language.change):
+        event(refresh, inputs, outputs, **OF_RUN)
     page.run.change(lambda: "", None, outcome, **QUIET)
-    page.language.change(refresh, inputs, outputs, **OF_RUN)
     for kind, button in buttons.items():
         clicked = button.click(export(kind), [page.run, page.language], outcome, **EVENT)
         clicked.then(refresh, inputs, outputs, **OF_RUN)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import gradio as gr
 
 from lowrank_rlhf.dashboard import jobs
-from lowrank_rlhf.dashboard.page import EVENT, OF_RUN, QUIET, DashboardPage
+from lowrank_rlhf.dashboard.page import EVENT, OF_RUN, QUIET, SECONDS, DashboardPage
 from lowrank_rlhf.dashboard.run_status import RunStatus, is_archived
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.tabs import deleting, run_filter, start
@@ -24,7 +24,6 @@ from lowrank_rlhf.stages import of_rounds
 
 Action = Literal["stop", "resume", "redo", "undo"]
 
-_SECONDS = 2.0
 _READING_SECONDS = 1.0
 _ALARM_SECONDS = 0.5
 _LISTED = 200
@@ -78,7 +77,7 @@ def build(page: DashboardPage) -> None:
         shown = _act(page, "redo", asked[0], language, asked[1]) if asked else gr.skip()
         return [gr.update(visible=False), None, shown]
 
-    gr.Timer(_SECONDS).tick(refresh, inputs, outputs, **OF_RUN)
+    gr.Timer(SECONDS).tick(refresh, inputs, outputs, **OF_RUN)
     for field in filter_fields:
         field.change(refresh, inputs, outputs, trigger_mode="always_last", **OF_RUN)
     page.run.change(refresh, inputs, outputs, **OF_RUN)

@@ -148,7 +148,7 @@ def _keep_conversations(
     gr.on(None, restore, inputs, [*shown, *fields], **restoring)  # when loaded and when one of the two changes
     left = page.run.change(None, None, None, cancels=asking, **QUIET)
     left.then(restore, inputs, [*shown, *fields], **restoring)
-    for event in [*([page.tab.select] if page.tab else []), *(each.then for each in asking)]:
+    for event in [page.tab.select, *(each.then for each in asking)]:
         event(offer, inputs, fields, **restoring)
 
 

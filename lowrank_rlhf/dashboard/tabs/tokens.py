@@ -31,7 +31,7 @@ QUANTITIES: dict[str, Callable[[RolloutAnswer], Figures]] = {
 """Figures of a token by which it can be coloured."""
 
 
-def build(page: DashboardPage, timer: gr.Timer) -> None:
+def build(page: DashboardPage) -> None:
     """Lay out the view. It is drawn again for another run, step, quantity or language only."""
     with gr.Column(visible=False, elem_id="tokens") as column:
         title = gr.HTML("")
@@ -50,7 +50,7 @@ def build(page: DashboardPage, timer: gr.Timer) -> None:
         return _refresh(page, run, language, at, by, before)
 
     inputs = [page.run, page.language, step, quantity, seen]
-    events = [timer.tick, page.run.change, page.language.change, step.input, quantity.input]
+    events = [*page.while_shown, page.run.change, page.language.change, step.input, quantity.input]
     gr.on(events, refresh, inputs, [column, title, step, quantity, shown, seen], **OF_RUN)
 
 

@@ -21,7 +21,6 @@ from lowrank_rlhf.reports.locale import Locale, locale
 from lowrank_rlhf.reports.templating import inline_code
 from lowrank_rlhf.run.progress import duration, figure, memory
 
-_SECONDS = 2.0
 _LOG_LINES = 40
 _EVENTS = 20
 
@@ -31,8 +30,7 @@ def build(page: DashboardPage) -> None:
     scripts = {"curves": f"{CURVES}connectCurves(element, () => document.documentElement.lang);"}
     names = ("state", "alarms", "curves", "samples")
     parts = [gr.HTML("", elem_id=f"watch-{name}", js_on_load=scripts.get(name)) for name in names]
-    timer = gr.Timer(_SECONDS)
-    tokens.build(page, timer)
+    tokens.build(page)
     parts.append(gr.HTML("", elem_id="watch-log"))
     seen = gr.State({})
 
@@ -40,9 +38,8 @@ def build(page: DashboardPage) -> None:
         return _refresh(page, chosen, language, before)
 
     inputs, outputs = [page.run, page.language, seen], [*parts, seen]
-    timer.tick(refresh, inputs, outputs, **OF_RUN)
-    page.run.change(refresh, inputs, outputs, **OF_RUN)
-    page.language.change(refresh, inputs, outputs, **OF_RUN)
+    for event in (*page.while_shown, page.run.change, page.language.change):
+        event(refresh, inputs, outputs, **OF_RUN)
 
 
 def _refresh(page: DashboardPage, chosen: str | None, language: str, before: dict[str, Any]) -> list[Any]:
