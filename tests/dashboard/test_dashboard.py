@@ -13,7 +13,8 @@ import pytest
 from browser import ROOT
 from dashboard_runs import NASTY, event, finish, make_run
 
-from lowrank_rlhf.dashboard import run_status
+from lowrank_rlhf.dashboard import app, run_status
+from lowrank_rlhf.dashboard.chat_worker import ChatWorker
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.tabs import runs, runs_html, watch
 from lowrank_rlhf.dashboard.tabs import samples as samples_tab
@@ -213,6 +214,24 @@ def test_damaged_rows_of_one_run_do_not_hide_any_run(tmp_path, row) -> None:
 
 def test_every_alarm_s_curve_exists() -> None:
     assert {rule.seen_in for rule in RULES} <= {"", ANSWERS, "frontier", *(curve.id for curve in CURVES)}
+
+
+def test_only_the_list_of_runs_and_the_shown_tab_are_kept_up_to_date(tmp_path) -> None:
+    """Each timer of a visited tab would tick on until the page is closed."""
+    blocks = app.build(RunsFolder(tmp_path), ChatWorker())
+    config = blocks.get_config_file()
+    timers = {part["id"]: part["props"]["active"] for part in config["components"] if part["type"] == "timer"}
+    ticking = {part for entry in config["dependencies"] for part, name in entry["targets"] if name == "tick"}
+    assert sorted(timers[part] for part in ticking) == [False, False, False, True]
+    selected = [fn for fn in blocks.fns.values() if {part for part, _ in fn.targets} & set(tabs_of(config)) and fn.fn]
+    switches = [fn for fn in selected if {part._id for part in fn.outputs} < timers.keys()]
+    assert len(switches) == len(tabs_of(config)) == 6
+    for fn in switches:
+        assert [timer.active for timer in fn.fn()].count(True) == 1
+
+
+def tabs_of(config: dict) -> list[int]:
+    return [part["id"] for part in config["components"] if part["type"] == "tabitem"]
 
 
 def test_the_page_imports_no_torch() -> None:
