@@ -60,16 +60,15 @@ def build(folder: RunsFolder, chat: ChatWorker) -> gr.Blocks:
             )
             language = _language_switch()
             theme = gr.Button("◐", elem_id="theme", min_width=44, scale=0)
-        timers, tabs, pages = {name: gr.Timer(SECONDS, active=False) for name in _TABS}, {}, {}
+        timers, pages = {name: gr.Timer(SECONDS, active=False) for name in _TABS}, {}
         with gr.Tabs(elem_id="tabs"):
             for name, build_tab in _TABS.items():
-                with texts.add(gr.Tab(id=name, elem_id=f"tab-{name}"), label=f"tab.{name}") as tabs[name]:
-                    pages[name] = DashboardPage(folder, run, language, texts, chat, tabs[name], timers[name])
+                with texts.add(gr.Tab(id=name, elem_id=f"tab-{name}"), label=f"tab.{name}") as tab:
+                    tab.select(partial(_only, name), None, [*timers.values()], js=address.keep_tab(name), **QUIET)
+                    pages[name] = DashboardPage(folder, run, language, texts, chat, tab, timers[name])
                     build_tab(pages[name])
-        for name, tab in tabs.items():
-            tab.select(partial(_only, name), None, [*timers.values()], **QUIET)
         page = pages["runs"]
-        address.connect(_connect(blocks, page, theme), page, tabs)
+        address.connect(_connect(blocks, page, theme), page, list(_TABS))
     return blocks
 
 

@@ -1,7 +1,7 @@
 """Chosen run and tab in the page's address and title: a reload, a second window and the back button show the same."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -46,6 +46,11 @@ _WATCH = """window.addEventListener('popstate', () => {
 });"""
 
 
+def keep_tab(name: str) -> str:
+    """Return the script that writes an opened tab into the address. Of a tab's events it must be the first."""
+    return _KEEP_TAB % name
+
+
 def restore(tabs: Sequence[str]) -> str:
     """Return the script that opens the address's tab and returns its run. `tabs`: their names, in order."""
     return _RESTORE % json.dumps(tabs)
@@ -61,8 +66,8 @@ def chosen(runs: RunsFolder, run: str | None) -> dict[str, Any]:
     return update
 
 
-def connect(loaded: Any, page: DashboardPage, tabs: Mapping[str, gr.Tab]) -> None:
-    """Keep run and tab in the address, and restore them after the event `loaded`.
+def connect(loaded: Any, page: DashboardPage, tabs: Sequence[str]) -> None:
+    """Keep the run in the address, and restore run and tab after the event `loaded`. `tabs`: names, in order.
 
     Without a run in the address the page shows the run at work, else the newest; an archived one only by its address.
     """
@@ -71,11 +76,9 @@ def connect(loaded: Any, page: DashboardPage, tabs: Mapping[str, gr.Tab]) -> Non
         return event.value if event.value in page.runs.names() else now  # an archived one too
 
     gr.on(None, None, None, None, js=_OPEN_AT_ONCE, **QUIET)
-    restored = loaded.then(lambda run: chosen(page.runs, run), page.run, page.run, js=restore(list(tabs)), **OF_RUN)
+    restored = loaded.then(lambda run: chosen(page.runs, run), page.run, page.run, js=restore(tabs), **OF_RUN)
     restored.then(None, page.run, None, js=_KEEP_RUN, **QUIET)
     page.run.change(None, page.run, None, js=_KEEP_RUN, **QUIET)
-    for name, tab in tabs.items():
-        tab.select(None, None, None, js=_KEEP_TAB % name, **QUIET)
     watcher = gr.HTML("", js_on_load=_WATCH, elem_id="address")
     # Two steps back in a row: the second event is sent while the first is answered.
     watcher.select(returned, page.run, page.run, trigger_mode="multiple", **OF_RUN)

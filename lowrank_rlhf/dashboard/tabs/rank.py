@@ -1,6 +1,7 @@
 """Ranking page as a Gradio component."""
 
 import getpass
+import json
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,6 +12,7 @@ import gradio as gr
 
 from lowrank_rlhf.dashboard import wording
 from lowrank_rlhf.dashboard.access.login import user_name
+from lowrank_rlhf.dashboard.browser.storage import with_storage
 from lowrank_rlhf.dashboard.ranking.screen import Reply
 from lowrank_rlhf.dashboard.ranking.session import error_text, ranking_handler, run_folder, sign
 from lowrank_rlhf.dashboard.ranking.text import LANGUAGES, say, texts
@@ -20,6 +22,15 @@ from lowrank_rlhf.preferences.project import open_project
 
 _STATIC = Path(__file__).parents[1] / "static"
 _QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+
+# The name typed last in this browser, else the server's login.
+_RESTORE_NAME = with_storage("""() => {
+  return stored((storage) => storage.getItem('lowrank-annotator')) || %s;
+}""")
+_KEEP_NAME = with_storage("""(run, before, name) => {
+  stored((storage) => storage.setItem('lowrank-annotator', name));
+  return [run, before, name];
+}""")
 
 
 def build(
@@ -76,7 +87,9 @@ def build(
                 open_project(run_folder(runs, run_name or "")).store.release(annotator_name(before))
         return given
 
-    gr.on([name.submit, name.blur], rename, [run, who, name], who, **_QUIET)
+    restored = gr.on(None, None, None, name, js=_RESTORE_NAME % json.dumps(_login()), **_QUIET)
+    restored.then(rename, [run, who, name], who, **_QUIET)
+    gr.on([name.submit, name.blur], rename, [run, who, name], who, js=_KEEP_NAME, **_QUIET)
     if resume is not None:
         _resume_button(page, run, language, resume)
     return page

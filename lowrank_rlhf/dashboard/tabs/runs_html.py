@@ -69,7 +69,9 @@ def details(run: RunStatus | None, language: str) -> str:
         return f"{_sentences(run, language)}{damage_note(run, language)}"
     log = f"<pre>{html(run.log_end)}</pre>" if run.log_end else ""
     if run.exit_code:
-        ended, folded = t("runs.exit_code", language, code=run.exit_code), run.error or run.state == "stopped"
+        stopped = run.state == "stopped"
+        ended = t("runs.log_end" if stopped else "runs.exit_code", language, code=run.exit_code)
+        folded = run.error or stopped
         log = f"<details{'' if folded else ' open'}><summary>{html(ended)}</summary>{log}</details>"
     error = note(worded(run.error, language), "bad")
     return f"{_sentences(run, language)}{error}{damage_note(run, language)}{log}"
