@@ -85,12 +85,12 @@ def checked_config(config: str, overrides: Sequence[str] | None, runs: Path | No
         before = pipeline.missing_inputs(valid, RunDir(runs / valid.name)) if runs else []
         return [*before, *problems(valid)]
 
-    loaded, folder = load_config(Path(config), overrides or (), check), Path(config).absolute().parent
+    loaded, folder = load_config(Path(config), overrides or (), check), Path(config).resolve().parent
     named = any(override.startswith("name=") for override in overrides or ())
     if (folder / "events.jsonl").is_file() and folder.name != loaded.name and not named:
         raise UserError(
             f'{config}: the config names the run "{loaded.name}", but its folder is "{folder.name}". '
-            f"To work on this folder, add name={folder.name}"
+            f"To work on this folder, add name={folder.name} --runs {Path(config).parent.parent}"
         )
     return loaded
 

@@ -100,8 +100,10 @@ class TestValidate:
         assert (code, err) == (
             2,
             'runs/copy/config.yaml: the config names the run "a", but its folder is "copy". '
-            "To work on this folder, add name=copy\n",
+            "To work on this folder, add name=copy --runs runs\n",
         )
+        Path("link").symlink_to("runs/a")
+        assert command("validate", "link/config.yaml")[0] == 0
         for given in (["runs/copy/config.yaml", "name=copy"], ["runs/a/config.yaml"], ["runs/a/config.yaml", "name=b"]):
             assert command("validate", *given)[0] == 0
 

@@ -234,6 +234,14 @@ def tabs_of(config: dict) -> list[int]:
     return [part["id"] for part in config["components"] if part["type"] == "tabitem"]
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize(
+    "key", ["next.waiting", "next.stopped", "next.failed", "next.killed", "next.new", "runs.rank_more"]
+)
+def test_what_to_press_next_is_called_as_its_button(key, language) -> None:
+    assert re.search(rf"(press |“){t('runs.resume', language)}\b", table(language)[key])
+
+
 def test_the_page_imports_no_torch() -> None:
     code = (
         "import sys; from pathlib import Path; from lowrank_rlhf.dashboard import app, chat_worker, runs_folder;"

@@ -188,6 +188,7 @@ def test_a_stop_is_no_error(tmp_path, language) -> None:
     assert said in log
     assert said not in shown
     assert 'class="note bad"' not in shown + log
+    assert "130" not in shown + log
 
 
 def test_a_command_that_fails_leaves_its_error_for_the_page(tmp_path, monkeypatch) -> None:

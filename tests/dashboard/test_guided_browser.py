@@ -94,6 +94,7 @@ def test_forty_pasted_prompts_become_a_run(page, folder, tiny_folder) -> None:
     assert texts["guided.human"] not in (run / "logs" / "start.yaml").read_text(encoding="utf-8")
     page.wait_for_selector('[data-run="my-prompts"] .badge.running')
     page.wait_for_selector(f"#run-about :text('{texts['runs.next']}')")
+    wait_for(lambda: (run / "done" / "sample.json").exists(), 200, lambda: jobs.log_path(run).read_text())
     assert jobs.holder(run) is None or jobs.stop(run)
     wait_for(lambda: jobs.working(run) is None, 60)
 

@@ -205,7 +205,7 @@ class TestDeleting:
 
     @pytest.mark.parametrize(("language", "says"), [("en", "another run has"), ("zh", "另一个运行也叫")])
     def test_no_run_is_restored_beside_another_of_its_name(self, tmp_path, language, says) -> None:
-        """Its settings name the other run: Resume, Redo and Continue would work on that."""
+        """Its settings name the other run: Resume and Redo would work on that."""
         page = page_of(tmp_path)
         make_run(tmp_path)
         _, choices = deleting._carry_out(page, "delete", "one", language)

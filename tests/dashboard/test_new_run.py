@@ -101,9 +101,9 @@ class TestNewRun:
         config = (run / "config.yaml").read_text(encoding="utf-8")
         (run / "config.yaml").write_text(config.replace("name: quickstart", "name: one"), encoding="utf-8")
         finish(run, "sft")
-        assert not runs._buttons(RunsFolder(tmp_path).status("one"), "en")["can_undo"]
+        assert not runs._buttons(RunsFolder(tmp_path).status("one"))["can_undo"]
         RunDir(run).earlier.set_aside({"sft": ["adapters/sft"]})
-        assert runs._buttons(RunsFolder(tmp_path).status("one"), "en")["can_undo"]
+        assert runs._buttons(RunsFolder(tmp_path).status("one"))["can_undo"]
         started = []
         monkeypatch.setattr(jobs, "start", lambda path, command: started.append((path, command)))
         assert "--undo-redo" in runs._act(page_of(tmp_path), "undo", "one", "zh")
@@ -111,7 +111,7 @@ class TestNewRun:
         [(path, command)] = started
         jobs.start(path, command)
         wait_for(lambda: RunsFolder(tmp_path).status("one").done == ["sft"], 60, lambda: jobs.log_path(run).read_text())
-        wait_for(lambda: not runs._buttons(RunsFolder(tmp_path).status("one"), "en")["can_undo"], 10)
+        wait_for(lambda: not runs._buttons(RunsFolder(tmp_path).status("one"))["can_undo"], 10)
 
     def test_the_plan_is_read_from_json(self, tmp_path, monkeypatch) -> None:
         """What `plan` prints for people may be worded in any way."""

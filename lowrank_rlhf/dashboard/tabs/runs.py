@@ -77,6 +77,7 @@ def build(page: DashboardPage) -> None:
         shown = _act(page, "redo", asked[0], language, asked[1]) if asked else gr.skip()
         return [gr.update(visible=False), None, shown]
 
+    # On all tabs: it offers new runs in the page's choice of a run too.
     gr.Timer(SECONDS).tick(refresh, inputs, outputs, **OF_RUN)
     for field in filter_fields:
         field.change(refresh, inputs, outputs, trigger_mode="always_last", **OF_RUN)
@@ -152,7 +153,7 @@ def _refresh(
         "many": len(names) > run_filter.FEW
         or any(run.archived for run in statuses.values())
         or bool(wanted.search or wanted.state),
-        **_buttons(run, language),
+        **_buttons(run),
     }
 
     def changed(update: Any, *keys: str) -> Any:
@@ -163,7 +164,7 @@ def _refresh(
         changed(now["about"], "about"),
         changed(gr.update(choices=offered, **chooses), "choice"),
         changed(gr.update(interactive=now["can_stop"]), "can_stop"),
-        changed(gr.update(interactive=now["can_resume"], value=now["resume"]), "can_resume", "resume"),
+        changed(gr.update(interactive=now["can_resume"]), "can_resume"),
         changed(gr.update(choices=now["redo"], value=None, interactive=bool(now["redo"])), "redo", "choice"),
         changed(gr.update(interactive=bool(now["redo"])), "redo"),
         changed(gr.update(visible=now["can_undo"]), "can_undo"),
@@ -176,15 +177,13 @@ def _refresh(
     ]
 
 
-def _buttons(run: RunStatus | None, language: str) -> dict[str, Any]:
-    """Return which actions the chosen run allows, and the label of the button that resumes it."""
+def _buttons(run: RunStatus | None) -> dict[str, Any]:
+    """Return which actions the chosen run allows."""
     idle = run is not None and not run.busy
-    waiting = run is not None and run.state == "waiting"
     return {
         "can_stop": run is not None and run.busy,
         "can_resume": idle and run is not None and run.state != "finished",
-        "can_rank": waiting,
-        "resume": t("runs.continue" if waiting else "runs.resume", language),
+        "can_rank": run is not None and run.state == "waiting",
         "redo": run.done if idle and run is not None else [],
         "can_undo": idle and run is not None and bool(RunDir(run.path).earlier.stages()),
     }
