@@ -115,8 +115,12 @@ def check_training(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def training(folder: Path) -> Iterator[str]:
-    """Train a tiny model in the folder `runs` until the end of the block; the run's name. It must not end before."""
-    config = make_config(make_tiny_model(folder / "model"), write_prompts(folder / "prompts.jsonl"), ppo__steps=10**6)
+    """Train a tiny model in the folder `runs` until the end of the block; the run's name. It must not end before.
+
+    A step takes seconds, as those of real runs do: at twenty steps a second each tick would find thousands of new rows.
+    """
+    model, prompts = make_tiny_model(folder / "model"), write_prompts(folder / "prompts.jsonl")
+    config = make_config(model, prompts, ppo__steps=10**6, ppo__batch_size=40, ppo__epochs=10)
     (folder / "tiny.yaml").write_text(dump_config(config), encoding="utf-8")
     command = [sys.executable, "-m", "lowrank_rlhf", "run", str(folder / "tiny.yaml"), "--runs", str(folder / "runs")]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:

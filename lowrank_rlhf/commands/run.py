@@ -145,7 +145,7 @@ def sweep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs and the stages they share.")] = False,
     parallel: Annotated[
         int,
-        typer.Option(metavar="N", min=1, help="Runs at once, each on a GPU or its share of the cores. [default: 1]"),
+        typer.Option(metavar="N", min=1, help="Runs at once, each on a GPU or its share of the cores."),
     ] = 1,
     only: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Execute only run N, for one task of a cluster's job array.")

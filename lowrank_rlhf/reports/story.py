@@ -25,6 +25,7 @@ from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import read_json
 from lowrank_rlhf.run.progress import duration, memory
 from lowrank_rlhf.run.results import EvaluateResult, Results
+from lowrank_rlhf.run.results.parts import PromptAudit
 from lowrank_rlhf.run.results.rounds import stages_in
 
 _LONGEST = 160
@@ -62,15 +63,17 @@ def headline(results: Results, texts: Locale, alarms: Sequence[Alarm] = ()) -> s
 
 
 def _second_judge(evaluate: EvaluateResult, texts: Locale) -> str:
-    """Return a sentence on a second judge that preferred SFT's answers more often; empty for any other."""
+    """Return a sentence on whether the second judge agrees, by the interval of its win rate; empty without one."""
     for row in evaluate.table:
-        if (
-            row.id == "win_rate"
-            and row.judge == evaluate.second_judge
-            and (1.0 if row.policy is None else row.policy) < 0.5
-        ):
-            values = {"share": percent(row.policy), "interval": percent_interval(row.interval, texts)}
-            return texts("headline.second_judge", judge=judge_in_words(row.judge, texts), **values)
+        if row.id == "win_rate" and row.judge == evaluate.second_judge and row.policy is not None:
+            low = row.interval[0] if row.interval else None
+            agrees = "agrees" if low is not None and low > 0.5 else "unclear"
+            return texts(
+                f"headline.second_judge.{'against' if row.policy < 0.5 else agrees}",
+                judge=judge_in_words(row.judge, texts),
+                share=percent(row.policy),
+                interval=percent_interval(row.interval, texts),
+            )
     return ""
 
 
@@ -107,7 +110,16 @@ def caveats(results: Results, texts: Locale) -> list[str]:
         found.append(texts("caveat.trained_against"))
     if evaluate and evaluate.selected_on_test:
         found.append(texts("caveat.selected_on_test"))
+    if (audit := results.reward and results.reward.audit) and _ignores_prompt(audit):
+        shares = {"emptied": percent(audit.emptied.accuracy), "own": percent(audit.accuracy)}
+        found.append(texts("caveat.without_prompt", **shares))
     return found
+
+
+def _ignores_prompt(audit: PromptAudit) -> bool:
+    """Return True if less than half of what a reward model is better than chance needs the prompt, by the interval."""
+    most_lost = audit.emptied.lost_interval[1]
+    return most_lost is not None and most_lost < (audit.accuracy - 0.5) / 2
 
 
 def read_settings(run_dir: RunDir) -> Config | None:

@@ -17,7 +17,7 @@ from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.reports.alarms import find_alarms
 from lowrank_rlhf.reports.benchmarks import yardstick_table
 from lowrank_rlhf.reports.charts import CURVES, curve_figures
-from lowrank_rlhf.reports.format import judge_in_words, number, percent_interval, series
+from lowrank_rlhf.reports.format import judge_in_words, number, percent, percent_interval, series
 from lowrank_rlhf.reports.locale import ENGLISH, LANGUAGES, locale
 from lowrank_rlhf.reports.render import write_report
 from lowrank_rlhf.reports.story import about_run, caveats, headline, rewarded
@@ -412,15 +412,44 @@ def test_the_story_comes_first(tmp_path: Path, language: str) -> None:
     assert config.model.source in (tmp_path / "report.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize(("share", "named"), [(0.35, True), (0.52, False), (None, False)])
-def test_a_second_judge_that_prefers_sft_stands_in_the_headline(share: float | None, named: bool) -> None:
+@pytest.mark.parametrize(
+    ("share", "interval", "says"),
+    [
+        (0.35, [0.25, 0.46], "against"),
+        (0.52, [0.45, 0.59], "unclear"),
+        (0.62, None, "unclear"),
+        (0.62, [0.55, 0.69], "agrees"),
+        (None, None, None),
+    ],
+)
+def test_the_headline_has_the_second_judges_verdict(
+    share: float | None, interval: list[float] | None, says: str | None
+) -> None:
     summaries = all_summaries()
     row = next(row for row in summaries["evaluate"]["table"] if row["id"] == "win_rate")
-    row |= {"policy": share, "interval": [0.25, 0.46]}
+    row |= {"policy": share, "interval": interval}
     for language in LANGUAGES:
-        line = headline(results(summaries), locale(language))
-        assert ("plain-language" in line) is named
-        assert ("35 %" in line) is named
+        texts = locale(language)
+        values = {"judge": "plain-language", "share": percent(share), "interval": percent_interval(interval, texts)}
+        sentence = texts(f"headline.second_judge.{says}", **values) if says else ""
+        line = headline(results(summaries), texts)
+        assert line.endswith(sentence)
+        assert ("plain-language" in line) is (says is not None)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "most_lost", "limited"), [(0.8, 0.1, True), (0.8, 0.2, False), (0.52, 0.02, False), (0.8, None, False)]
+)
+def test_a_reward_model_that_needs_no_prompt_limits_the_headline(
+    accuracy: float, most_lost: float | None, limited: bool
+) -> None:
+    summaries = all_summaries()
+    emptied = {"accuracy": 0.78, "interval": [0.7, 0.8], "lost": 0.02, "lost_interval": [-0.06, most_lost]}
+    summaries["reward"]["audit"] = {"prompts": 50, "pairs": 300, "accuracy": accuracy, "emptied": emptied}
+    for language in LANGUAGES:
+        texts = locale(language)
+        caveat = texts("caveat.without_prompt", emptied=percent(0.78), own=percent(accuracy))
+        assert (caveat in caveats(results(summaries), texts)) is limited
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
