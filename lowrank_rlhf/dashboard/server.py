@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ _MONO = ["ui-monospace", "Noto Sans Mono", "monospace"]
 _DONE, _DONE_ZH = {"common.complete": "Done"}, {"common.complete": "完成"}
 _ANNOUNCED = {"en": _DONE, "zh": _DONE_ZH, "zh-CN": _DONE_ZH, "zh-TW": _DONE_ZH}
 """Word for the end of an event, which Gradio 6.31 announces to screen readers and translates into no language."""
+_NO_STATISTICS = {"GRADIO_ANALYTICS_MAX_EVENTS": "1", "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(sys.maxsize)}
+"""Without these Gradio 6.31 makes a table of the last 10,000 events after each event, for a view that no page has."""
 _SCRIPTS = [Path(__file__).parent / "static" / name for name in ("session.js", "links.js")]
 _SESSION_CSS = """
 #session-ended { position: sticky; top: 0; z-index: 1000; padding: .7rem 1rem; text-align: center; color: #1c1e21;
@@ -100,6 +103,8 @@ def serve(
     """Serve a page until Ctrl-C. `on_ready` is called when it can be opened."""
     if not address.proxy_names:  # no proxy is expected: a visitor must not choose the address that the login counts
         os.environ["FORWARDED_ALLOW_IPS"] = ""
+    os.environ |= _NO_STATISTICS
+    blocks.queue()
     blocks.launch(
         server_name=address.host,
         server_port=address.port,

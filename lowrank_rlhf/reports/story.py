@@ -63,13 +63,13 @@ def headline(results: Results, texts: Locale, alarms: Sequence[Alarm] = ()) -> s
 
 
 def _second_judge(evaluate: EvaluateResult, texts: Locale) -> str:
-    """Return a sentence on whether the second judge agrees, by the interval of its win rate; empty without one."""
+    """Return what the second judge prefers, by the interval of its win rate; empty without one."""
     for row in evaluate.table:
         if row.id == "win_rate" and row.judge == evaluate.second_judge and row.policy is not None:
             low = row.interval[0] if row.interval else None
-            agrees = "agrees" if low is not None and low > 0.5 else "unclear"
+            aligned = "aligned" if low is not None and low > 0.5 else "unclear"
             return texts(
-                f"headline.second_judge.{'against' if row.policy < 0.5 else agrees}",
+                f"headline.second_judge.{'sft' if row.policy < 0.5 else aligned}",
                 judge=judge_in_words(row.judge, texts),
                 share=percent(row.policy),
                 interval=percent_interval(row.interval, texts),
@@ -110,7 +110,7 @@ def caveats(results: Results, texts: Locale) -> list[str]:
         found.append(texts("caveat.trained_against"))
     if evaluate and evaluate.selected_on_test:
         found.append(texts("caveat.selected_on_test"))
-    if (audit := results.reward and results.reward.audit) and _ignores_prompt(audit):
+    if (audit := results.reward and results.reward.prompt_audit) and _ignores_prompt(audit):
         shares = {"emptied": percent(audit.emptied.accuracy), "own": percent(audit.accuracy)}
         found.append(texts("caveat.without_prompt", **shares))
     return found

@@ -5,6 +5,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import gradio as gr
+import pandas as pd
 import pytest
 from browser import wait_for
 from dashboard_runs import make_run
@@ -157,3 +159,14 @@ def test_a_browser_that_closes_at_any_message_leaves_a_page_that_answers(worker:
             wait_for(lambda: worker._asking.acquire(blocking=False) and worker._asking.release() is None, 10)
         last = list(PageClient(url, blocks).stream("asked", question))[-1]
         assert "abc" in str(last)
+
+
+def test_gradio_makes_no_table_of_past_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = list[object]()
+    monkeypatch.setattr(pd, "DataFrame", lambda records: tables.append(records))
+    with gr.Blocks(analytics_enabled=False) as blocks:
+        gr.Textbox().change(str, [number := gr.Number()], number)
+    with served_here(blocks) as url:
+        for _ in range(3):
+            assert list(PageClient(url, blocks).stream("str", [1]))[-1]["success"]
+    assert tables == []

@@ -155,6 +155,7 @@ def test_report_without_metrics_has_no_plots(tmp_path: Path) -> None:
 
 def test_headline_and_verdict() -> None:
     summaries = all_summaries()
+    summaries["evaluate"]["second_judge"] = None
 
     def lines() -> tuple[str, str]:
         found = results(summaries)
@@ -190,6 +191,7 @@ def test_a_win_rate_by_what_the_policy_was_trained_on_is_no_verdict(judge, shown
 
 def test_the_headline_follows_the_alarms() -> None:
     summaries = all_summaries()
+    summaries["evaluate"]["second_judge"] = None
     rows = metrics_rows()
     rows[-1] |= {"objective/kl": 31.0, "policy/clipfrac": 0.9}
     summaries["evaluate"] |= {"favoured_words": {"words": ["glad"], "before": 0.1, "after": 0.8, "p": 0.001}}
@@ -415,10 +417,10 @@ def test_the_story_comes_first(tmp_path: Path, language: str) -> None:
 @pytest.mark.parametrize(
     ("share", "interval", "says"),
     [
-        (0.35, [0.25, 0.46], "against"),
+        (0.35, [0.25, 0.46], "sft"),
         (0.52, [0.45, 0.59], "unclear"),
         (0.62, None, "unclear"),
-        (0.62, [0.55, 0.69], "agrees"),
+        (0.62, [0.55, 0.69], "aligned"),
         (None, None, None),
     ],
 )
@@ -430,7 +432,8 @@ def test_the_headline_has_the_second_judges_verdict(
     row |= {"policy": share, "interval": interval}
     for language in LANGUAGES:
         texts = locale(language)
-        values = {"judge": "plain-language", "share": percent(share), "interval": percent_interval(interval, texts)}
+        judge = judge_in_words("plain-language", texts)
+        values = {"judge": judge, "share": percent(share), "interval": percent_interval(interval, texts)}
         sentence = texts(f"headline.second_judge.{says}", **values) if says else ""
         line = headline(results(summaries), texts)
         assert line.endswith(sentence)
@@ -445,7 +448,7 @@ def test_a_reward_model_that_needs_no_prompt_limits_the_headline(
 ) -> None:
     summaries = all_summaries()
     emptied = {"accuracy": 0.78, "interval": [0.7, 0.8], "lost": 0.02, "lost_interval": [-0.06, most_lost]}
-    summaries["reward"]["audit"] = {"prompts": 50, "pairs": 300, "accuracy": accuracy, "emptied": emptied}
+    summaries["reward"]["prompt_audit"] = {"prompts": 50, "pairs": 300, "accuracy": accuracy, "emptied": emptied}
     for language in LANGUAGES:
         texts = locale(language)
         caveat = texts("caveat.without_prompt", emptied=percent(0.78), own=percent(accuracy))
