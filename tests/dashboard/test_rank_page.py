@@ -237,7 +237,7 @@ with gr.Blocks(analytics_enabled=False) as blocks:
     run = gr.Textbox("people", elem_id="run")
     rank.build(Path("runs"), run, gr.State("en"), resume=go_on)
     blocks.load(None, None, None, js="""() => {
-      Object.assign(window, {shownRun: 'people', runKnown: true});
+      window.shownRun = 'people';
       window.dispatchEvent(new Event('run-known'));
     }""")
 _, url, _ = blocks.launch(server_port=int(sys.argv[1]), prevent_thread_lock=True, quiet=True, ssr_mode=False)

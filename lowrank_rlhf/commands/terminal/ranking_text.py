@@ -136,14 +136,14 @@ def project_summary(project: Project) -> str:
             f"learn from such rankings. See label RUN --stats. To resume the run anyway:\n  {project.next_command}"
         )
     ranked = f"{counted(count, 'prompt')}{of_round} ranked ({need.prompts} needed)."
+    if project.refused:
+        return _joined(ranked, "The reward model trained on them failed its test. Start a run with more prompts.", gain)
     return _joined(ranked, _verdict(project), gain, f"To resume the run:\n  {project.next_command}")
 
 
 def _verdict(project: Project) -> str:
     """Return a sentence on what speaks against the rankings, or how often a reward model passes its test with them."""
     need = project.need
-    if project.refused:
-        return "The reward model trained on them failed its test, and no prompts are left to rank."
     if careless := careless_annotators(project):
         names = ", ".join(visible(one.annotator) for one in careless)
         return f"First check the rankings by {names}: see label RUN --stats."

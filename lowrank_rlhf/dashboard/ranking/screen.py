@@ -94,7 +94,7 @@ def progress_words(project: Project, annotator: str, language: str, owner: bool)
     return {
         "line": parts,
         "share": min(1.0, now.ranked_by_anyone / goal) if goal else 0.0,
-        "enough": now.enough,
+        "enough": now.enough and not project.refused,
         "sound": sound,
         "warnings": [_warning(one, language) for one in careless],
         "quota": say("end.quota", language, quota=quota) if now.own_left == 0 else "",

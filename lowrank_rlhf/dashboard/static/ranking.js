@@ -219,10 +219,9 @@ find('.rk-figures').addEventListener('toggle', () => { if (find('.rk-figures').o
 function start() {
   if (!props.value || !props.value.badge) { root.hidden = true; return; }
   if (props.value.may_resume && !chosen) { // until the address's run is chosen (browser/address.py) and shown here
-    chosen = !!window.runKnown && props.value.run === (window.shownRun || '');
-    root.hidden = !chosen;
     window.addEventListener('run-known', start, { once: true });
-    if (!chosen) return;
+    chosen = props.value.run === window.shownRun;
+    if (!chosen) { root.hidden = true; return; }
   }
   root.hidden = false;
   texts = props.value.texts;
