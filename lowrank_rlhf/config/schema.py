@@ -95,6 +95,10 @@ class SampleConfig(Section):
         return round(self.sft_share * self.answers_per_prompt)
 
 
+GuidelinesText = Annotated[str, Field(min_length=1, max_length=20_000)]
+"""Markdown for annotators."""
+
+
 class RankConfig(Section):
     """Stage 2a: ranking of the answers."""
 
@@ -123,7 +127,7 @@ class RankConfig(Section):
     """Share of prompts shown to the same annotator again later, to measure self-agreement."""
     checks: Fraction = 0.1
     """Share of attention checks among the prompts that an annotator is shown, if `annotations checks` added any."""
-    guidelines: Annotated[str, Field(min_length=1, max_length=20_000)] | None = None
+    guidelines: GuidelinesText | None = None
     """With `source: human`, guidelines for annotators in Markdown, shown beside the prompts. Each ranking names the
     version that its annotator was shown."""
     quota: Count | None = None

@@ -23,6 +23,8 @@ class RankingNeed(NamedTuple):
     model's test; `weak`: a trained reward model failed it."""
     passes: float | None = None
     """Expected share of reward models that pass their test with `prompts`; None if one has passed or none is tested."""
+    accuracy: float | None = None
+    """Pair accuracy that `passes` is computed for: assumed, or near that of the reward model that failed."""
 
     @property
     def few(self) -> bool:
@@ -56,4 +58,5 @@ def needed(config: Config, run: Path, available: int) -> RankingNeed:
     prompts = min(wanted, available)
     if measured and not measured.weakness:
         return RankingNeed(prompts, reason)
-    return RankingNeed(prompts, reason, expected_passes(prompts + earlier, accuracy, *test) if prompts > 1 else 0.0)
+    passes = expected_passes(prompts + earlier, accuracy, *test) if prompts > 1 else 0.0
+    return RankingNeed(prompts, reason, passes, accuracy)

@@ -16,6 +16,7 @@ from lowrank_rlhf.preferences.carelessness import AnnotatorCheck, check_annotato
 from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.preferences.project import Project
 from lowrank_rlhf.preferences.reward_tests import RewardTest
+from lowrank_rlhf.preferences.store_rows import read_latest
 from lowrank_rlhf.preferences.team.checks import attention
 from lowrank_rlhf.preferences.team.pace import DeadlinePace, pace_until
 
@@ -24,6 +25,8 @@ GENERAL = 2000
 overoptimization", arXiv 2210.10760, section 3.4)."""
 PACE_OF = 20
 """Number of latest rankings that the pace is computed from."""
+_CHECKED = 500
+"""Number of latest rankings that are checked for signs with each screen of the run's owner."""
 
 
 class RankingProgress(NamedTuple):
@@ -54,7 +57,6 @@ class Overview(NamedTuple):
     annotators: int
     rankings: int
     comparisons: int
-    comparisons_per_prompt: float | None
     alpha: float | None
     agreement: SameOrder | None
     consistency: SameOrder | None
@@ -101,22 +103,25 @@ def ranking_progress(project: Project, annotator: str) -> RankingProgress:
     )
 
 
+def careless_annotators(project: Project) -> list[AnnotatorCheck]:
+    """Return the annotators with signs that their rankings, of the latest of all, carry no judgement."""
+    with project.store.transaction() as database:
+        latest = read_latest(database, _CHECKED)
+    return [one for one in check_annotators(latest.current(), latest.answers, attention(latest)) if one.signs]
+
+
 def overview(project: Project, of_each: bool = False) -> Overview:
     """Return statistics over all rankings of a project; with `of_each` also of each annotator."""
     contents = project.store.contents()
     current = contents.current()
     found = ranking_statistics(current, contents.answers)
-    pairs = [(ranking.prompt_id, len(compare(ranking))) for ranking in contents.learned()]
-    informative = {prompt for prompt, count in pairs if count}
-    total = sum(count for _, count in pairs)
     shown = project.shown_guidelines()
     known = {check.prompt_id for check in contents.checks}
     kept = [saved.ranking for saved in contents.history if not saved.withdrawn]
     return Overview(
         annotators=len({ranking.annotator for ranking in current}),
         rankings=len(current),
-        comparisons=total,
-        comparisons_per_prompt=total / len(informative) if informative else None,
+        comparisons=sum(len(compare(ranking)) for ranking in contents.learned()),
         alpha=krippendorff_alpha(current),
         agreement=same_order(current),
         consistency=consistency(ranking for ranking in kept if ranking.prompt_id not in known),

@@ -116,6 +116,11 @@ class Project:
         return self.store.ranked_prompts() >= self.needed
 
     @property
+    def refused(self) -> bool:
+        """True if the newest reward model failed its test and was trained on the current rankings."""
+        return self.need.reason == "weak" and not self.rankings_changed
+
+    @property
     def doubtful(self) -> SameOrder | None:
         """Agreement of the annotators if it is no better than chance, on prompts that several ranked; else None."""
         found = alike(self.store.shared_rankings(_SHARED_PROMPTS, _SHARED_RANKINGS))

@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from collections import defaultdict
+from collections.abc import Iterable
 
 from lowrank_rlhf.errors import Fault
 from lowrank_rlhf.preferences import queue
@@ -112,14 +113,34 @@ def read_contents(database: sqlite3.Connection) -> Contents:
     return Contents(
         prompts=tuple(Prompt.model_validate_json(record) for (record,) in prompts),
         answers=tuple(Sample.model_validate_json(record) for (record,) in answers),
-        history=tuple(
-            SavedRanking(ranking=Ranking.model_validate_json(record), withdrawn=bool(withdrawn))
-            for record, withdrawn in history
-        ),
+        history=_saved(history),
         skips=tuple(Skip(annotator=annotator, prompt_id=prompt_id) for annotator, prompt_id in skips),
         guidelines=read_guidelines(database),
         checks=read_checks(database),
         decisions=read_decisions(database),
+    )
+
+
+def read_latest(database: sqlite3.Connection, count: int) -> Contents:
+    """Return the latest rankings, at most `count`, with the answers to their prompts, and all attention checks."""
+    (before,) = database.execute("SELECT COALESCE(MAX(position), 0) - ? FROM rankings", (count,)).fetchone()
+    history = database.execute("SELECT record, withdrawn FROM rankings WHERE position > ? ORDER BY position", (before,))
+    answers = database.execute(
+        "SELECT record FROM samples WHERE prompt_id IN (SELECT prompt_id FROM rankings WHERE position > ?)"
+        " ORDER BY position",
+        (before,),
+    )
+    return Contents(
+        answers=tuple(Sample.model_validate_json(record) for (record,) in answers),
+        history=_saved(history),
+        checks=read_checks(database),
+    )
+
+
+def _saved(rows: Iterable[tuple[str, int]]) -> tuple[SavedRanking, ...]:
+    return tuple(
+        SavedRanking(ranking=Ranking.model_validate_json(record), withdrawn=bool(withdrawn))
+        for record, withdrawn in rows
     )
 
 

@@ -432,6 +432,9 @@ def test_enter_saves_a_ranking_after_a_click_on_the_tab(tmp_path, open_page) -> 
             page.keyboard.press(key)
             page.wait_for_function("document.querySelector('.rk').ariaBusy === 'false'")
         wait_for(lambda: len(store.rankings()) == 1, 10)
+        page.locator(".rk-team summary").click()
+        page.locator(".rk-team code").first.wait_for()
+        assert findings(page) == []
 
 
 def test_a_run_made_after_the_server_started_is_found_by_its_address(tmp_path, open_page) -> None:
@@ -443,6 +446,19 @@ def test_a_run_made_after_the_server_started_is_found_by_its_address(tmp_path, o
         wait_until_shown(page, "early", "runs")
         page.goto(f"{url}?run=later&tab=watch")
         wait_until_shown(page, "later", "watch")
+        a_run_with_answers(tmp_path, 1)
+        page.add_init_script(LOOK_FOR_ERRORS)
+        page.goto(f"{url}?run=people&tab=rank")
+        page.locator(".rk-item").wait_for()
+        assert page.evaluate("window.seen") == []  # neither of no run nor of another one while the page loads
+
+
+LOOK_FOR_ERRORS = """
+  window.seen = [];
+  setInterval(() => document.querySelectorAll('.rk-error').forEach((one) => {
+    if (one.getClientRects().length) window.seen.push(one.innerText);
+  }), 20);
+"""
 
 
 def test_an_address_of_no_run_keeps_the_chosen_one(hundred, open_page) -> None:

@@ -22,6 +22,7 @@ from annotators_page import (
     with_guidelines,
 )
 
+from lowrank_rlhf.preferences.project import open_project
 from lowrank_rlhf.preferences.store import AnnotationStore
 from lowrank_rlhf.preferences.team.guidelines import version_of
 from lowrank_rlhf.preferences.team.invitations import FILE, Invitations
@@ -224,7 +225,7 @@ def test_the_browsers_language_and_the_switch(tmp_path: Path) -> None:
 
 
 # The page as the dashboard has it: nobody logs in, and a button goes on with the run.
-DASHBOARD = """
+DASHBOARD = '''
 import sys
 from pathlib import Path
 import gradio as gr
@@ -235,10 +236,14 @@ def go_on(run):
 with gr.Blocks(analytics_enabled=False) as blocks:
     run = gr.Textbox("people", elem_id="run")
     rank.build(Path("runs"), run, gr.State("en"), resume=go_on)
+    blocks.load(None, None, None, js="""() => {
+      window.shownRun = 'people';
+      window.dispatchEvent(new Event('run-known'));
+    }""")
 _, url, _ = blocks.launch(server_port=int(sys.argv[1]), prevent_thread_lock=True, quiet=True, ssr_mode=False)
 print(url.rstrip("/"), flush=True)
 blocks.block_thread()
-"""
+'''
 
 
 def test_inside_the_dashboard_with_a_name_and_a_button_to_go_on(tmp_path: Path) -> None:
@@ -266,6 +271,7 @@ def test_inside_the_dashboard_with_a_name_and_a_button_to_go_on(tmp_path: Path) 
             ann.page.get_by_text("The run goes on.").wait_for()
             assert (tmp_path / "went on").read_text() == "people"
             decide_a_disagreement(ann, store)
+            set_the_team_s_settings(ann, tmp_path / "runs" / "people")
             ann.page.locator("#run textarea, #run input").fill("nowhere")
             ann.page.get_by_text("Run not found.").wait_for()
             assert not ann.page.locator(".rk-item").is_visible()
@@ -273,6 +279,29 @@ def test_inside_the_dashboard_with_a_name_and_a_button_to_go_on(tmp_path: Path) 
             server.kill()
     # The first prompt did not stay with the login name, under which the page had opened.
     assert [row[:2] for row in rows(store, "ann 1")] == [("p0", "1>2=3=4"), ("p1", "1>2=3=4")]
+
+
+def set_the_team_s_settings(owner: Person, run: Path) -> None:
+    """The owner writes guidelines, which may look like HTML, and a share; and copies a command."""
+    section = owner.page.locator(".rk-team")
+    section.locator("summary").click()
+    section.get_by_label("Guidelines for all annotators").fill(GUIDELINES)
+    section.get_by_label("Prompts for each annotator").fill("7")
+    section.get_by_role("button", name="Save").click()
+    section.get_by_text("Saved. Annotators see it").wait_for()
+    owner.page.locator(".rk-guide strong").wait_for()
+    owner.wait()
+    assert "your share: 2 of 7" in owner.text(".rk-line")
+    settings = open_project(run).settings
+    assert (settings.guidelines, settings.quota, settings.deadline) == (GUIDELINES, 7, None)
+    assert section.get_by_label("Guidelines for all annotators").input_value() == GUIDELINES
+    commands = section.locator("code").all_inner_texts()
+    assert "python -m lowrank_rlhf annotations invite runs/people NAME" in commands
+    section.get_by_role("button", name="Copy").nth(1).click()
+    section.get_by_role("button", name="Copied").wait_for()
+    assert owner.page.evaluate("String(getSelection())") == commands[1]
+    assert owner.page.evaluate("window.pwned") is None
+    assert owner.errors == []
 
 
 def decide_a_disagreement(owner: Person, store: AnnotationStore) -> None:

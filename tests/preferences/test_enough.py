@@ -149,8 +149,57 @@ def test_page_and_terminal_give_the_runs_answer(tmp_path: Path, monkeypatch, min
     words, summary = progress_words(project, "ann", "en", owner=True), project_summary(project)
     assert words["enough"] is project.enough is (minimum == 2)
     if minimum:
-        assert "passes its test in only about" in words["next"]
-        assert "A reward model trained on these passes its test in about" in summary
+        passes = round(100 * expected_passes(2, 0.7, 4, 0.2))
+        assert f"orders 70 % of pairs correctly passes its test in only {passes} % of simulations" in words["next"]
+        assert f"orders 70 % of pairs correctly passes its test in {passes} % of simulations" in summary
+        assert words["sound"] is False
     else:
-        assert words["next"].startswith("28 more before the run can resume: a reward model")
+        passes = round(100 * expected_passes(30, 0.7, 4, 0.2))
+        assert words["next"].startswith("28 more before the run can resume. With 30 ranked prompts, a reward model")
+        assert f"orders 70 % of pairs correctly passes its test in {passes} % of simulations" in words["next"]
         assert summary.startswith("2 of 30 prompts ranked, 28 more needed: a reward model trained on fewer often")
+
+
+def test_after_a_failed_test_the_page_names_its_accuracy_and_never_says_enough(tmp_path: Path, monkeypatch) -> None:
+    """The guided path's 32 rankings, 6 answers and half for the test: 90 % of simulations at 70 %, assumed before."""
+    from people import a_ranking, a_run
+
+    from lowrank_rlhf.commands.terminal.ranking_text import project_summary
+    from lowrank_rlhf.dashboard.ranking.screen import progress_words
+    from lowrank_rlhf.preferences.project import Project, open_project
+    from lowrank_rlhf.run.files import write_atomic
+
+    monkeypatch.chdir(tmp_path)
+    store, run = a_run("people", 2, 32), Path("runs/people")
+    write_atomic(run / "config.yaml", dump_config(config(sample={"answers_per_prompt": 6}, reward={"held_out": 0.5})))
+    project = open_project(run)
+
+    def words() -> dict:
+        return progress_words(project, "ann", "en", owner=True)
+
+    for prompt in range(20):
+        store.save(a_ranking(prompt, "012"))
+    good = round(100 * expected_passes(32, 0.7, 6, 0.5))
+    assert good >= 80
+    assert words()["next"].startswith("12 more before the run can resume. With 32 ranked prompts")
+    for prompt in range(20, 32):
+        store.save(a_ranking(prompt, "012"))
+    now = words()
+    assert now["next"].startswith("Enough to resume the run: with 32 ranked prompts, a reward model that orders 70 %")
+    assert f"passes its test in {good} % of simulations" in now["next"]
+    assert now["sound"] is True
+    measure(run, 16, 0.55, held_out=16, weakness="chance")
+    now = words()
+    assert (now["enough"], now["sound"]) == (False, False)  # to resume would fail again
+    assert now["next"].startswith("Not enough: the reward model trained on these rankings failed its test")
+    assert "55 % of held-out pairs" in now["next"]
+    assert "simulations" not in now["next"]
+    summary = project_summary(project)
+    assert "trained on them failed its test" in summary
+    assert "resume" not in summary
+    monkeypatch.setattr(Project, "rankings_changed", True)  # and not tried yet
+    weak = round(100 * expected_passes(32, 0.6, 6, 0.5))
+    now = words()
+    assert f"that orders 60 % of pairs correctly passes its test in only {weak} % of simulations" in now["next"]
+    assert "More prompts need a new run" in now["next"]
+    assert now["sound"] is False

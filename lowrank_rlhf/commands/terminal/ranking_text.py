@@ -14,6 +14,7 @@ from lowrank_rlhf.preferences.labelling import (
     RefusalKind,
     labels,
 )
+from lowrank_rlhf.preferences.overview import careless_annotators
 from lowrank_rlhf.preferences.project import Project, counted
 from lowrank_rlhf.preferences.team.pace import DeadlinePace
 
@@ -134,6 +135,21 @@ def project_summary(project: Project) -> str:
             f"{100 * doubt.share:.0f} % of {doubt.pairs} pairs alike, no better than chance: a reward model cannot "
             f"learn from such rankings. See label RUN --stats. To resume the run anyway:\n  {project.next_command}"
         )
-    few = f"A reward model trained on these passes its test in about {100 * (need.passes or 0):.0f} % of cases."
     ranked = f"{counted(count, 'prompt')}{of_round} ranked ({need.prompts} needed)."
-    return _joined(ranked, few if need.few else "", gain, f"To resume the run:\n  {project.next_command}")
+    if project.refused:
+        return _joined(ranked, "The reward model trained on them failed its test. Start a run with more prompts.", gain)
+    return _joined(ranked, _verdict(project), gain, f"To resume the run:\n  {project.next_command}")
+
+
+def _verdict(project: Project) -> str:
+    """Return a sentence on what speaks against the rankings, or how often a reward model passes its test with them."""
+    need = project.need
+    if careless := careless_annotators(project):
+        names = ", ".join(visible(one.annotator) for one in careless)
+        return f"First check the rankings by {names}: see label RUN --stats."
+    if need.passes is None or need.accuracy is None:
+        return ""
+    return (
+        f"With {need.prompts}, a reward model that orders {100 * need.accuracy:.0f} % of pairs correctly passes its "
+        f"test in {100 * need.passes:.0f} % of simulations."
+    )

@@ -35,6 +35,12 @@ _OPEN_AT_ONCE = """() => {
   if (button) { button.click(); window.openedAtOnce = true; }
 }"""
 _KEEP_RUN = "(run) => { if (window.keepAddress) window.keepAddress(run); }"
+# The chosen run is the address's from now on; the tab Rank shows nothing before.
+_RUN_KNOWN = """(run) => {
+  if (window.keepAddress) window.keepAddress(run);
+  window.shownRun = run || '';
+  window.dispatchEvent(new Event('run-known'));
+}"""
 _KEEP_TAB = "() => { if (window.keepAddress) window.keepAddress(null, '%s'); }"
 # Sends the run of an address that the back or forward button has returned to, if another is shown: the answer to an
 # earlier step must not follow that of a later one.
@@ -77,7 +83,7 @@ def connect(loaded: Any, page: DashboardPage, tabs: Sequence[str]) -> None:
 
     gr.on(None, None, None, None, js=_OPEN_AT_ONCE, **QUIET)
     restored = loaded.then(lambda run: chosen(page.runs, run), page.run, page.run, js=restore(tabs), **OF_RUN)
-    restored.then(None, page.run, None, js=_KEEP_RUN, **QUIET)
+    restored.then(None, page.run, None, js=_RUN_KNOWN, **QUIET)
     page.run.change(None, page.run, None, js=_KEEP_RUN, **QUIET)
     watcher = gr.HTML("", js_on_load=_WATCH, elem_id="address")
     # Two steps back in a row: the second event is sent while the first is answered.

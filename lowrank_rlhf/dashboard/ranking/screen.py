@@ -1,6 +1,5 @@
 """Content of the ranking page, as plain data in the annotator's language. The page puts it into text nodes only."""
 
-import math
 from typing import Any
 
 from lowrank_rlhf.config.reward import RewardConfig
@@ -9,7 +8,13 @@ from lowrank_rlhf.errors import visible
 from lowrank_rlhf.maths.reward_gate import prompts_for_curve
 from lowrank_rlhf.preferences.carelessness import AnnotatorCheck
 from lowrank_rlhf.preferences.labelling import FLAGS, Command, Draft, Refusal, press
-from lowrank_rlhf.preferences.overview import GENERAL, Overview, RankingProgress, ranking_progress
+from lowrank_rlhf.preferences.overview import (
+    GENERAL,
+    Overview,
+    RankingProgress,
+    careless_annotators,
+    ranking_progress,
+)
 from lowrank_rlhf.preferences.project import Project
 from lowrank_rlhf.preferences.reward_tests import CurvePoint, RewardTest
 from lowrank_rlhf.preferences.store import Item
@@ -17,6 +22,7 @@ from lowrank_rlhf.run.progress import duration
 
 Reply = dict[str, Any]
 _MORE = {"setting": "next.more", "power": "next.more_power", "weak": "next.more_weak"}
+_ENOUGH = {True: "next.enough", False: "next.enough_passes"}
 
 
 def item_words(item: Item) -> Reply:
@@ -63,8 +69,14 @@ def _enter(draft: Draft, enter: Command | Draft | Refusal | None, language: str)
 
 
 def progress_words(project: Project, annotator: str, language: str, owner: bool) -> Reply:
-    """Return the progress line and the share of the bar; for the run's owner also the command that resumes it."""
+    """Return the progress line, the share of the bar, and a sentence on what is missing or comes next.
+
+    `sound`: enough prompts are ranked, and nothing speaks against the rankings. The run's owner also gets the command
+    that resumes it, and warnings of rankings without judgement.
+    """
     now = ranking_progress(project, annotator)
+    careless = careless_annotators(project) if owner else []
+    next_step, sound = _next_step(project, now, language, careless) if owner else _thanks(project, now, language)
     goal = now.needed or now.prompts
     parts = [say("progress.round", language, round=project.round)] if project.round > 1 else []
     beyond = 0 < now.needed < now.ranked_by_anyone
@@ -82,28 +94,57 @@ def progress_words(project: Project, annotator: str, language: str, owner: bool)
     return {
         "line": parts,
         "share": min(1.0, now.ranked_by_anyone / goal) if goal else 0.0,
-        "enough": now.enough,
+        "enough": now.enough and not project.refused,
+        "sound": sound,
+        "warnings": [_warning(one, language) for one in careless],
         "quota": say("end.quota", language, quota=quota) if now.own_left == 0 else "",
         "skipped": now.skipped,
-        "next": _next_step(project, now, language, owner),
+        "next": next_step,
     }
 
 
-def _next_step(project: Project, now: RankingProgress, language: str, owner: bool) -> str:
+def _thanks(project: Project, now: RankingProgress, language: str) -> tuple[str, bool]:
+    """Return the sentence for annotators, and True if the rankings are enough."""
     if project.settings is None:
-        return ""
-    need = project.need
+        return "", False
     if not now.enough:
-        key = _MORE[need.reason] if owner else "next.more"
-        return say(key, language, more=now.needed - now.ranked_by_anyone)
+        return say("next.more", language, more=now.needed - now.ranked_by_anyone), False
     if doubt := project.doubtful:
-        return say("next.doubtful", language, share=_percent(doubt.share), pairs=doubt.pairs)
-    if not owner:
-        return say("next.thanks", language)
-    if need.few:
-        passes = round(100 * (need.passes or 0))
-        return say("next.enough_few", language, passes=passes, command=project.next_command)
-    return say("next.enough", language, command=project.next_command)
+        return say("next.doubtful", language, share=_percent(doubt.share), pairs=doubt.pairs), False
+    return say("next.thanks", language), True
+
+
+def _next_step(
+    project: Project, now: RankingProgress, language: str, careless: list[AnnotatorCheck]
+) -> tuple[str, bool]:
+    """Return the sentence for the owner, and True if the rankings are enough.
+
+    Its figure is that of the guided path: how often a reward model of a certain accuracy passes its test.
+    """
+    need = project.need
+    if project.settings is None or (now.enough and project.doubtful):
+        return _thanks(project, now, language)
+    tests = project.reward_tests
+    values = {
+        "more": now.needed - now.ranked_by_anyone,
+        "needed": need.prompts,
+        "passes": _percent(need.passes or 0.0),
+        "accuracy": _percent(need.accuracy or 0.0),
+        "measured": _percent(tests[-1].accuracy) if tests else "-",
+        "command": project.next_command,
+    }
+    sound = False
+    if not now.enough:
+        key = _MORE[need.reason]
+    elif project.refused:
+        key = "next.refused"
+    elif careless:
+        key = "next.check_first"
+    elif need.few:
+        key = "next.enough_few" if now.ranked_by_anyone < now.prompts else "next.enough_all"
+    else:
+        key, sound = _ENOUGH[need.passes is None], True
+    return say(key, language, **values), sound
 
 
 def figures_words(found: Overview, project: Project, language: str, owner: bool) -> list[Reply]:
@@ -120,7 +161,7 @@ def figures_words(found: Overview, project: Project, language: str, owner: bool)
     if not owner:
         return rows
     flags = _row("flags", language, say("flags.figure", language, flagged=found.flagged, written=found.written))
-    rows = [_enough(found, project, language), *rows]
+    rows = [_amount(found, language), *rows]
     return [
         *rows,
         flags,
@@ -136,13 +177,9 @@ def _row(key: str, language: str, figure: str, **values: object) -> Reply:
     return {"name": say(f"{key}.name", language), "figure": figure, "means": say(f"{key}.means", language, **values)}
 
 
-def _enough(found: Overview, project: Project, language: str) -> Reply:
-    per_prompt = found.comparisons_per_prompt
-    more = math.ceil(max(0, GENERAL - found.comparisons) / per_prompt) if per_prompt else None
-    far = say("enough.far", language, more=more) if more else ""
-    reached = say("enough.reached", language) if found.comparisons >= GENERAL else far
-    figure = say("enough.figure", language, comparisons=found.comparisons, rankings=found.rankings)
-    return _row("enough", language, figure, needed=project.needed, general=GENERAL, far=reached)
+def _amount(found: Overview, language: str) -> Reply:
+    figure = say("amount.figure", language, comparisons=found.comparisons, rankings=found.rankings)
+    return _row("amount", language, figure, general=GENERAL)
 
 
 def _agreement(found: Overview, language: str) -> Reply:
@@ -237,9 +274,15 @@ def _annotator(found: AnnotatorCheck, project: Project, language: str) -> Reply:
         parts.append(say("annotator.checks", language, share=share, pairs=pairs, checks=found.attention.checks))
     if found.unread:
         parts.append(say("annotator.unread", language, rankings=found.unread))
+    return {"name": visible(found.annotator), "figure": "  ·  ".join(parts), "means": _warning(found, language)}
+
+
+def _warning(found: AnnotatorCheck, language: str) -> str:
+    if not found.signs:
+        return ""
     shares = {"pattern": _percent(found.pattern or 0.0), "place": _percent(found.place or 0.0)}
-    means = [say(f"sign.{sign}", language, **shares) for sign in found.signs]
-    return {"name": visible(found.annotator), "figure": "  ·  ".join(parts), "means": " ".join(means)}
+    why = say("sign.and", language).join(say(f"sign.{sign}", language, **shares) for sign in found.signs)
+    return say("sign.check", language, name=visible(found.annotator), why=why)
 
 
 def _percent(share: float) -> str:

@@ -10,14 +10,16 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from lowrank_rlhf.dashboard import wording
 from lowrank_rlhf.dashboard.ranking.disputes import decided_words, disputes_words, undecided_words
 from lowrank_rlhf.dashboard.ranking.markdown import tree
+from lowrank_rlhf.dashboard.ranking.request import OF_OWNER, RankingRequest
 from lowrank_rlhf.dashboard.ranking.screen import Reply, draft_words, figures_words, item_words, progress_words
+from lowrank_rlhf.dashboard.ranking.team import team_words
 from lowrank_rlhf.dashboard.ranking.text import nothing_to_rank_text, say
 from lowrank_rlhf.errors import Fault, UserError
 from lowrank_rlhf.preferences.labelling import (
@@ -37,39 +39,6 @@ from lowrank_rlhf.preferences.overview import overview
 from lowrank_rlhf.preferences.project import NothingToRank, NothingToRankReason, Project, open_project
 from lowrank_rlhf.preferences.store import Item
 from lowrank_rlhf.run.records import Ranking
-
-Short = Annotated[str, Field(max_length=200)]
-
-
-class Badge(BaseModel):
-    """Annotator and run, signed when the page was opened, so that no request can name another annotator."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    run: Short
-    annotator: Short
-    signature: Short
-
-
-class RankingRequest(BaseModel):
-    """Step of an annotator, with the state of the screen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    do: Literal["open", "key", "arrange", "renew", "figures", "disputes", "decide", "undecide"]
-    badge: Badge
-    language: Literal["en", "zh"]
-    prompt_id: str | None = None
-    done: int = 0
-    keys: Annotated[list[Short], Field(max_length=1000)] = []
-    flags: Annotated[list[str], Field(max_length=50)] = []
-    """Flags of the ranking that was undone."""
-    written: Annotated[str, Field(max_length=50_000)] = ""
-    guidelines: Short = ""
-    """Version of the guidelines on the screen."""
-    key: Short = ""
-    tiers: list[list[int]] = []
-    unread: Annotated[list[int], Field(max_length=len(LABELS))] = []
-    """Places of the answers whose end has not been on the screen."""
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
 def sign(secret: bytes, run: str, annotator: str) -> dict[str, str]:
@@ -146,8 +115,8 @@ class RankingSession:
         if request.do == "figures":
             found = overview(self._project, self._owner)
             return {"figures": figures_words(found, self._project, self._language, self._owner)}
-        if request.do in ("disputes", "decide", "undecide"):
-            return self._disputes()
+        if request.do in OF_OWNER:
+            return self._for_owner()
         if request.do == "renew":
             if request.prompt_id is not None:
                 self._store.renew(self._annotator, request.prompt_id, request.done)
@@ -164,10 +133,12 @@ class RankingSession:
             return self._arranged(item)
         return self._pressed(item, draft)
 
-    def _disputes(self) -> Reply:
+    def _for_owner(self) -> Reply:
         request = self._request
         if not self._owner:
             raise RefusedStep(say("error.keys", self._language))
+        if request.do == "team":
+            return team_words(self._project, request.team, self._annotator, self._language)
         if request.do == "decide":
             return decided_words(self._project, request.prompt_id or "", request.key, self._annotator, self._language)
         if request.do == "undecide":

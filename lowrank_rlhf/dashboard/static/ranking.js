@@ -56,6 +56,7 @@ function take(reply) {
   keepDraft();
   if (reply.figures) drawFigures(reply.figures);
   if (reply.disputes) drawDisputes(reply.disputes, reply.disputes_note);
+  if (reply.team) drawTeam(reply.team);
   if ('guidelines' in reply) drawGuidelines(reply.guidelines);
 }
 
@@ -217,6 +218,11 @@ find('.rk-figures').addEventListener('toggle', () => { if (find('.rk-figures').o
 
 function start() {
   if (!props.value || !props.value.badge) { root.hidden = true; return; }
+  if (props.value.may_resume && !chosen) { // until the address's run is chosen (browser/address.py) and shown here
+    window.addEventListener('run-known', start, { once: true });
+    chosen = props.value.run === window.shownRun;
+    if (!chosen) { root.hidden = true; return; }
+  }
   root.hidden = false;
   texts = props.value.texts;
   drawTexts();

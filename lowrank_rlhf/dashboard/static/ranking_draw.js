@@ -8,6 +8,7 @@ const guide = find('.rk-guide');
 let texts = {}, screen = null, chain = Promise.resolve(), epoch = 0, waiting = 0, active = true, ended = false;
 let read = new Set(); // places of the answers whose end has been on the screen
 let guidelines = null, shownAt = 0, seconds = 0, drawnIn = '', whose = '', refusedDraft = '';
+let chosen = false; // the run of the page's address
 
 function make(tag, name, text, properties) {
   const node = document.createElement(tag);
@@ -65,8 +66,9 @@ function drawScreen(same) {
   find('.rk-bar i').style.width = `${100 * progress.share}%`;
   find('.rk-bar').setAttribute('aria-label', texts['page.progress']);
   find('.rk-bar').setAttribute('aria-valuenow', Math.round(100 * progress.share));
-  find('.rk-bar').classList.toggle('rk-full', progress.enough);
+  find('.rk-bar').classList.toggle('rk-full', progress.sound);
   find('.rk-next span').textContent = progress.next;
+  find('.rk-warnings').replaceChildren(...progress.warnings.map((words) => make('li', '', words)));
   find('[data-do="resume"]').hidden = !(progress.enough && props.value.may_resume);
   if (!item || !same) { seconds = 0; shownAt = document.hidden ? 0 : performance.now(); }
   if (item && !(same && drawnIn === props.value.language)) drawItem(item, same);

@@ -1,13 +1,53 @@
-// Disagreements of annotators and the owner's decisions; only on the owner's page. Runs before ranking.js, in one
-// function with it and ranking_draw.js.
+// Disagreements of annotators with the owner's decisions, and ranking with others; only on the owner's page. Runs before
+// ranking.js, in one function with it and ranking_draw.js.
 const disputes = make('details', 'rk-disputes');
 disputes.append(make('summary'), make('p', 'rk-soft', '', { role: 'status' }), make('div'));
 find('.rk-figures').before(disputes);
 disputes.addEventListener('toggle', () => { if (disputes.open) send({ do: 'disputes' }); });
 
+const team = make('details', 'rk-team');
+team.append(make('summary'), make('form'), make('div'));
+find('.rk-figures').after(team);
+team.addEventListener('toggle', () => { if (team.open) send({ do: 'team' }); });
+team.querySelector('form').addEventListener('submit', (event) => {
+  event.preventDefault();
+  const { guidelines: text, quota, deadline } = Object.fromEntries(new FormData(event.target));
+  const given = { guidelines: text.trim() ? text : null, quota: quota ? Number(quota) : null, deadline: deadline || null };
+  send({ do: 'team', team: given });
+  send({ do: 'open' }); // guidelines and pace on the screen
+});
+
 function drawOwner() {
   disputes.querySelector('summary').textContent = texts['disputes.title'];
+  team.querySelector('summary').textContent = texts['team.title'];
   if (disputes.open) send({ do: 'disputes' });
+  if (team.open) send({ do: 'team' });
+}
+
+// What is typed stays until it is saved or another run is chosen.
+function drawTeam({ settings, commands, note }) {
+  const form = team.querySelector('form'), typed = form.dataset.of === whose && !note ? new FormData(form) : null;
+  form.hidden = !settings;
+  form.dataset.of = whose;
+  const fields = [['textarea', 'guidelines', 'team.guidelines', { rows: 8, maxLength: 20000 }],
+    ['input', 'quota', 'team.quota', { type: 'number', min: 1 }], ['input', 'deadline', 'team.deadline', { type: 'date' }]];
+  form.replaceChildren(...fields.map(([tag, name, key, kind]) => {
+    const label = make('label', 'rk-soft', texts[key]), field = make(tag, '', undefined, { name, ...kind });
+    field.value = typed ? typed.get(name) : (settings || {})[name] ?? '';
+    label.append(field);
+    return label;
+  }), make('button', '', texts['team.save']), make('span', 'rk-soft', note, { role: 'status' }));
+  team.querySelector('div').replaceChildren(...commands.map((one) => {
+    const row = make('div', 'rk-command'), copy = make('button', '', texts['team.copy'], { type: 'button' });
+    const command = make('code', '', one.command);
+    copy.addEventListener('click', () => {
+      getSelection().selectAllChildren(command); // over HTTP from another machine there is no clipboard to write to
+      document.execCommand('copy');
+      copy.textContent = texts['team.copied'];
+    });
+    row.append(make('div', 'rk-soft', one.means), command, ' ', copy);
+    return row;
+  }));
 }
 
 function drawDisputes(rows, note) {

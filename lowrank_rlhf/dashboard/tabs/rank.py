@@ -69,7 +69,7 @@ def build(
         shown = chosen if chosen in LANGUAGES else LANGUAGES[0]
         asked = not user_name(request)
         box = gr.update(label=say("page.name", shown), info=say("page.name.info", shown), visible=asked)
-        value = {"language": shown, "texts": texts(shown), "may_resume": resume is not None}
+        value = {"language": shown, "texts": texts(shown), "may_resume": resume is not None, "run": run_name or ""}
         try:
             person = annotator_name(user_name(request) or given)
             person = open_project(run_folder(runs, run_name or "")).store.spelling(person)
