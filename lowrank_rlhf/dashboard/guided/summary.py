@@ -52,7 +52,7 @@ class Summary:
     east_asian: bool = False
     """True if the prompts are mostly Chinese, Japanese or Korean."""
     tokens_per_character: float | None = None
-    """Tokens per East Asian character of such prompts; None for others, and while the model's tokenizer is not local."""
+    """Tokens per East Asian character of such prompts; None for others, and while no tokenizer is local."""
 
     @property
     def unfamiliar(self) -> bool:
