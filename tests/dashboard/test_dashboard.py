@@ -6,6 +6,7 @@ import string
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import gradio as gr
@@ -228,6 +229,22 @@ def test_only_the_list_of_runs_and_the_shown_tab_are_kept_up_to_date(tmp_path) -
     assert len(switches) == len(tabs_of(config)) == 6
     for fn in switches:
         assert [timer.active for timer in fn.fn()].count(True) == 1
+
+
+def test_no_button_of_a_run_works_before_the_run_is_known_and_each_message_is_beside_its_buttons(tmp_path) -> None:
+    config = app.build(RunsFolder(tmp_path), ChatWorker()).get_config_file()
+    parts = {part["props"].get("elem_id"): part for part in config["components"]}
+    names = {part["id"]: name for name, part in parts.items()}
+
+    def order(node: dict) -> Iterator[str]:
+        for child in node.get("children", []):
+            yield from [names.get(child["id"]), *order(child)]
+
+    inside = [name for name in order(config["layout"]) if name]
+    assert [parts[name]["props"]["interactive"] for name in ("stop", "resume", "redo")] == [False] * 3
+    assert inside[inside.index("stop") :][:5] == ["stop", "resume", "undo-redo", "to-rank", "run-outcome"]
+    assert inside[inside.index("redo-no") + 1] == "redo-outcome"
+    assert inside[inside.index("remove-run") + 1] == "delete-outcome"
 
 
 def tabs_of(config: dict) -> list[int]:

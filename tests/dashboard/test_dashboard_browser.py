@@ -466,6 +466,9 @@ def test_a_tab_opened_while_the_page_loads_stays_open(hundred, open_page) -> Non
     go_to(page, "talk")
     page.evaluate(f"({address.restore([])})()")
     assert shown(page)[1] == "talk"
+    page.evaluate("history.replaceState(null, '', '?run=run8')")
+    sent = [page.evaluate(f"[({address.OF_RUN_SHOWN})('run7', 'en'), delete window.shownRun]")[0] for _ in range(2)]
+    assert sent == [["run7", "en"], ["run8", "en"]]  # a button acts on the address's run until it is shown
 
 
 def test_all_runs_are_listed_below_the_form_for_a_new_one(hundred, open_page) -> None:

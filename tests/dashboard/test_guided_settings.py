@@ -250,7 +250,7 @@ def test_no_english_judge_reads_chinese_prompts_with_english_terms(tmp_path) -> 
 def test_a_model_that_hardly_knows_the_prompts_language_is_named_by_its_tokenizer(
     language, tiny_folder, tmp_path
 ) -> None:
-    """A byte-level tokenizer of English needs three tokens for a Chinese character, one that was trained on them few."""
+    """A byte-level tokenizer of English needs three tokens for a Chinese character, one trained on them few."""
     import tokenizers
 
     file, knows = chinese_prompts(tmp_path), tmp_path / "knows"
