@@ -15,6 +15,7 @@ from browser import ROOT
 from dashboard_runs import NASTY, event, finish, make_run
 
 from lowrank_rlhf.dashboard import app, run_status
+from lowrank_rlhf.dashboard.browser import address
 from lowrank_rlhf.dashboard.chat_worker import ChatWorker
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.tabs import runs, runs_html, watch
@@ -242,6 +243,8 @@ def test_no_button_of_a_run_works_before_the_run_is_known_and_each_message_is_be
 
     inside = [name for name in order(config["layout"]) if name]
     assert [parts[name]["props"]["interactive"] for name in ("stop", "resume", "redo")] == [False] * 3
+    clicks = {names.get(part): entry["js"] for entry in config["dependencies"] for part, _ in entry["targets"]}
+    assert clicks["stop"] == clicks["resume"] == address.OF_RUN_SHOWN
     assert inside[inside.index("stop") :][:5] == ["stop", "resume", "undo-redo", "to-rank", "run-outcome"]
     assert inside[inside.index("redo-no") + 1] == "redo-outcome"
     assert inside[inside.index("remove-run") + 1] == "delete-outcome"
