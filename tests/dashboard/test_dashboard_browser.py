@@ -159,14 +159,17 @@ def test_talk_and_vote(tmp_path, tiny_folder, open_page) -> None:
         shows(page, "#speakers label", ["Base", "SFT"])
         (tmp_path / "policy").rename(policy)  # a run makes its models while the tab is open
         page.fill("#question textarea", f"question {NASTY[:20]}")
-        page.click("#ask")
-        page.wait_for_function("""() => {
+        for _ in range(2):  # twice is once
+            page.press("#question textarea", "Enter")
+        answered = """(count) => {
             const notes = [...document.querySelectorAll('.card .soft')].map((note) => note.innerText);
-            return notes.length == 3 && notes.every((note) => note.includes('reward'));
-        }""")
+            return notes.length == count && notes.every((note) => note.includes('reward'));
+        }"""
+        page.wait_for_function(answered, arg=3)
         assert texts(page, ".card h3") == ["Base", "SFT", "Policy"]
         assert all(re.search(r"reward [+-]\d", text) for text in texts(page, ".card .soft"))
         assert texts(page, ".card .question") == [f"question {NASTY[:20]}"] * 3
+        questions_while_the_models_load(page, answered)
         shows(page, "#speakers label", ["Base", "SFT", "Policy"])
 
         page.check("#blind input")
@@ -194,6 +197,19 @@ def test_talk_and_vote(tmp_path, tiny_folder, open_page) -> None:
             assert "is training and needs this machine" in page.inner_text("#talk-status")
         assert len(page.locator(".card .question").all()) == 2
         talk_on(page, folder)
+
+
+def questions_while_the_models_load(page: Any, answered: str) -> None:
+    """A second question is asked once the first is answered; what is only typed stays in the box."""
+    page.click("#restart-talk")
+    wait_for(lambda: page.locator(".card").count() == 0, 20)
+    page.fill("#question textarea", "first")
+    page.click("#ask")
+    page.fill("#question textarea", "second")
+    page.press("#question textarea", "Enter")
+    page.wait_for_function(answered, arg=6)
+    assert texts(page, ".card .question") == ["first", "second"] * 3
+    wait_for(lambda: page.input_value("#question textarea") == "", 20)
 
 
 def talk_on(page: Any, folder: Path) -> None:

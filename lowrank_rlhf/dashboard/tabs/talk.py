@@ -38,6 +38,8 @@ _UNCHOSEN = """(...given) => {
   if (!window.talkSettings?.voices) given[given.length - %d] = [];
   return given;
 }"""
+# What is typed while the models load is the next question.
+_CLEAR = "(sent, typed) => sent && sent === typed ? '' : typed"
 _OF_RUN = ("voices", "temperature", "top_p", "max_new_tokens", "seed")
 _HIDE: dict[str, Any] = gr.update(visible=False)
 
@@ -81,8 +83,9 @@ def build(page: DashboardPage) -> None:
         restart = texts.add(gr.Button(elem_id="restart-talk"), value="talk.restart")
     settings, save_talk, save_votes = _settings(page)
     session = gr.State(ChatSession())
-    keep = gr.Textbox(elem_id="kept-talk", elem_classes="folded")  # hidden by style: a script reads it
+    keep, sent = (gr.Textbox(elem_classes="folded") for _ in range(2))  # hidden by style: scripts read them
     outputs = [status, answers, question, votes, session, keep]
+    asked_outputs = [status, answers, sent, votes, session, keep]
 
     def asked(text: str, session: ChatSession, *given: Any) -> Iterator[list[Any]]:
         yield from ask(page, session, _question(text, *given))
@@ -96,11 +99,14 @@ def build(page: DashboardPage) -> None:
     inputs = [session, page.run, page.language, *settings]
     unchosen = _UNCHOSEN % (len(settings) - settings._fields.index("voices"))
     _keep_drafts({"lowrank-question": question, "lowrank-system": settings.system})
+    sent.change(None, [sent, question], question, js=_CLEAR, **QUIET)
     asking: list[Any] = [
-        send.click(asked, [question, *inputs], outputs, js=unchosen, **EVENT),
-        question.submit(asked, [question, *inputs], outputs, js=unchosen, **EVENT),
-        again.click(asked_again, inputs, outputs, js=unchosen, **EVENT),
-    ]
+        gr.on(
+            [send.click, question.submit], asked, [question, *inputs], asked_outputs, js=unchosen,
+            trigger_mode="always_last", **EVENT,
+        ),
+        again.click(asked_again, inputs, asked_outputs, js=unchosen, **EVENT),
+    ]  # fmt: skip
     stop.click(page.chat.stop, None, None, **QUIET)
     # What an answer sends until it is cancelled must not follow what replaces it.
     edit.click(None, None, None, cancels=asking, **QUIET).then(
