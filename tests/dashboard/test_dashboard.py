@@ -14,11 +14,13 @@ import pytest
 from browser import ROOT
 from dashboard_runs import NASTY, event, finish, make_run
 
+from lowrank_rlhf.config.loading import preset_path
+from lowrank_rlhf.config.loading import preset_path
 from lowrank_rlhf.dashboard import app, run_status
 from lowrank_rlhf.dashboard.browser import address
 from lowrank_rlhf.dashboard.chat_worker import ChatWorker
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
-from lowrank_rlhf.dashboard.tabs import runs, runs_html, watch
+from lowrank_rlhf.dashboard.tabs import new_run, runs, runs_html, watch
 from lowrank_rlhf.dashboard.tabs import samples as samples_tab
 from lowrank_rlhf.dashboard.tabs.samples import samples
 from lowrank_rlhf.dashboard.talk import talk_html
@@ -260,6 +262,12 @@ def tabs_of(config: dict) -> list[int]:
 )
 def test_what_to_press_next_is_called_as_its_button(key, language) -> None:
     assert re.search(rf"(press |“){t('runs.resume', language)}\b", table(language)[key])
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_settings_that_are_valid_name_the_buttons_that_come_next(language) -> None:
+    verdict, _ = new_run._check(preset_path("quickstart").read_text(encoding="utf-8"), "", language)
+    assert re.findall("“(.*?)”", verdict) == [t("new.plan", language), t("new.start", language)]
 
 
 def test_the_page_imports_no_torch() -> None:

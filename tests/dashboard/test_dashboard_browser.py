@@ -528,6 +528,12 @@ def test_edited_settings_are_kept_and_replaced_only_after_a_question(hundred, op
     page.click("#new-run button")
     choose("quickstart")  # over an empty editor, without a question
     wait_for(lambda: "name: quickstart" in editor.inner_text(), 30)
+    page.wait_for_function("localStorage.getItem('lowrank-new-run').includes('quickstart') && window.loadedYaml")
+    page.reload()
+    page.click("#new-run button")
+    wait_for(lambda: "name: quickstart" in editor.inner_text(), 30)
+    choose("small_cpu")  # nothing was edited
+    wait_for(lambda: "name: small-cpu" in editor.inner_text(), 30)
     editor.fill("name: mine")
     page.wait_for_selector("#verdict .note.bad")
     page.wait_for_function("localStorage.getItem('lowrank-new-run').includes('mine')")

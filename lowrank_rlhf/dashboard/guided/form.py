@@ -10,7 +10,7 @@ import gradio as gr
 
 from lowrank_rlhf.config.data import Columns
 from lowrank_rlhf.dashboard.access.guard import MAX_UPLOAD_BYTES
-from lowrank_rlhf.dashboard.browser import yaml_draft
+from lowrank_rlhf.dashboard.browser import text_drafts, yaml_draft
 from lowrank_rlhf.dashboard.guided import models, prompt_files
 from lowrank_rlhf.dashboard.guided.answers import answers_from, summary_of
 from lowrank_rlhf.dashboard.guided.form_html import (
@@ -128,6 +128,7 @@ def connect(page: DashboardPage, form: GuidedForm, filled: Sequence[gr.Component
     def make(ranker: str, kept: str, *answers: Any) -> list[Any]:
         return ["", *[gr.skip()] * 4] if kept else _make(page, ranker, *answers)
 
+    text_drafts.keep({"lowrank-prompts": form.pasted})
     taken = [form.file, form.shown, form.choices]
     for event in (
         form.zone.select(received, [form.choices, page.language], taken, **EVENT),

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from lowrank_rlhf.config.loading import load_config
-from lowrank_rlhf.dashboard.browser.storage import with_storage
+from lowrank_rlhf.dashboard.browser import text_drafts
 from lowrank_rlhf.dashboard.page import EVENT, QUIET, DashboardPage
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.tabs.runs_html import note
@@ -25,14 +25,6 @@ from lowrank_rlhf.evaluation.speakers import MAIN, speakers
 from lowrank_rlhf.run.records import Message
 
 _MAX_CHARACTERS = 8000
-# What is typed and not sent yet is kept in the browser over a reload.
-_KEEP_DRAFT = """(text) => {
-  if (window.draftsRestored) stored((storage) => storage.setItem('%s', text));
-}"""
-_RESTORE_DRAFTS = with_storage("""() => {
-  window.draftsRestored = true;
-  return %s.map((name) => stored((storage) => storage.getItem(name)) || '');
-}""")
 # A choice of models that nobody made is the default: a run may have more of them by now.
 _UNCHOSEN = """(...given) => {
   if (!window.talkSettings?.voices) given[given.length - %d] = [];
@@ -98,7 +90,7 @@ def build(page: DashboardPage) -> None:
 
     inputs = [session, page.run, page.language, *settings]
     unchosen = _UNCHOSEN % (len(settings) - settings._fields.index("voices"))
-    _keep_drafts({"lowrank-question": question, "lowrank-system": settings.system})
+    text_drafts.keep({"lowrank-question": question, "lowrank-system": settings.system})
     sent.change(None, [sent, question], question, js=_CLEAR, **QUIET)
     asking: list[Any] = [
         gr.on(
@@ -189,13 +181,6 @@ def _settings(page: DashboardPage) -> tuple[_QuestionFields, gr.Button, gr.Butto
             save_talk = texts.add(gr.Button(elem_id="save-talk"), value="talk.save")
             save_votes = texts.add(gr.Button(elem_id="save-votes"), value="talk.save_votes")
     return _QuestionFields(temperature, blind, voices, system, top_p, longest, seed), save_talk, save_votes
-
-
-def _keep_drafts(boxes: dict[str, gr.Textbox]) -> None:
-    """Keep the texts of these boxes in the browser under their names, and restore them when the page is loaded."""
-    gr.on(None, None, None, list(boxes.values()), js=_RESTORE_DRAFTS % json.dumps(list(boxes)), **QUIET)
-    for name, box in boxes.items():
-        box.change(None, box, None, js=with_storage(_KEEP_DRAFT % name), **QUIET)
 
 
 def _question(text: str, run: str | None, language: str, *settings: Any) -> Question:
