@@ -15,7 +15,6 @@ from browser import ROOT
 from dashboard_runs import NASTY, event, finish, make_run
 
 from lowrank_rlhf.config.loading import preset_path
-from lowrank_rlhf.config.loading import preset_path
 from lowrank_rlhf.dashboard import app, run_status
 from lowrank_rlhf.dashboard.browser import address
 from lowrank_rlhf.dashboard.chat_worker import ChatWorker
