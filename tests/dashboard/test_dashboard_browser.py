@@ -437,11 +437,16 @@ def test_run_and_tab_are_in_the_address(hundred, open_page) -> None:
 
 
 def test_enter_saves_a_ranking_after_a_click_on_the_tab(tmp_path, open_page) -> None:
+    """Once there are answers, which the page finds by itself."""
     store = a_run_with_answers(tmp_path, 3)
+    file, elsewhere = tmp_path / "runs" / "people" / "annotations.sqlite", tmp_path / "elsewhere"
+    file.rename(elsewhere)
     with page_server(tmp_path / "runs") as (url, _):
         page = open_page(url)
         wait_until_shown(page, "people", "runs")
         go_to(page, "rank")
+        page.locator(".rk-error:visible").wait_for()
+        elsewhere.rename(file)
         page.locator(".rk-item").wait_for()
         assert findings(page) == []
         for key in ("2", "Enter"):

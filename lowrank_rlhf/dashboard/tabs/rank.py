@@ -78,7 +78,9 @@ def build(
             return box, value | {"badge": {"run": "", "annotator": "", "signature": ""}, "problem": problem}
         return box, value | {"badge": sign(secret, run_name or "", person)}
 
-    gr.on(None, open_page, [run, language, who], [name, page], **(_QUIET | {"preprocess": False}))
+    opening = _QUIET | {"preprocess": False}
+    gr.on(None, open_page, [run, language, who], [name, page], **opening)
+    page.reopen(open_page, [run, language, who], [name, page], **opening)
 
     def rename(run_name: str | None, before: str, given: str, request: gr.Request) -> str:
         """Release the item that was leased under the previous name."""
