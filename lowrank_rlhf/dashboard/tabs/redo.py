@@ -44,7 +44,7 @@ def build(page: DashboardPage, start: Callable[[str, str, str], str]) -> Redo:
         return _ask(page, chosen, language, stage)
 
     def confirm(asked: Any, language: str) -> list[Any]:
-        return [_HIDE, None, start(*asked, language) if asked else gr.skip()]
+        return [_HIDE, None, start(asked[0], asked[1], language) if asked else gr.skip()]
 
     button.click(ask, [page.run, page.language, stage], [question, goes, asked, outcome], **EVENT)
     confirmed = yes.click(confirm, [asked, page.language], [question, asked, outcome], **EVENT)

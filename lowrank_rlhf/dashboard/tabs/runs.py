@@ -67,10 +67,11 @@ def build(page: DashboardPage) -> None:
     page.run.change(refresh, inputs, outputs, **OF_RUN)
     page.language.change(refresh, inputs, outputs, **OF_RUN)
     listing.select(_picked, None, page.run, **QUIET)
-    for button, action in ((stop, "stop"), (resume, "resume"), (undo, "undo")):
+    actions: list[tuple[gr.Button, Action]] = [(stop, "stop"), (resume, "resume"), (undo, "undo")]
+    for button, action in actions:
         clicked = button.click(
             act(action), [page.run, page.language], outcome, js=address.OF_RUN_SHOWN, **EVENT | {"preprocess": False}
-        )  # type: ignore[arg-type]
+        )
         clicked.then(refresh, inputs, outputs, **OF_RUN)
     rank.click(None, None, None, js="() => document.querySelector('#tab-rank-button').click()", **QUIET)
     page.run.change(lambda: "", None, outcome, **QUIET)  # it is of the run before
