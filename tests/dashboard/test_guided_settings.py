@@ -11,7 +11,7 @@ import pytest
 from lowrank_rlhf.commands.common import checked_config
 from lowrank_rlhf.config.loading import parse_config
 from lowrank_rlhf.config.schema import ModelConfig
-from lowrank_rlhf.dashboard.guided import models
+from lowrank_rlhf.dashboard.guided import form, models
 from lowrank_rlhf.dashboard.guided.answers import answers_from, summary_of
 from lowrank_rlhf.dashboard.guided.form_html import model_warning
 from lowrank_rlhf.dashboard.guided.settings import guided
@@ -272,6 +272,7 @@ def test_a_model_that_hardly_knows_the_prompts_language_is_named_by_its_tokenize
         None: note(t("guided.unmeasured", language)),
     }
     assert model_warning(Summary((30,) * 40), language) == ""
+    assert form._look(str(file), "", "", str(tiny_folder()), language)[2] == warnings[3.0]
 
 
 def test_comments_stand_above_their_settings() -> None:

@@ -56,10 +56,7 @@ def build(
         value=None,
         html_template=(_STATIC / "ranking.html").read_text(encoding="utf-8"),
         css_template=(_STATIC / "ranking.css").read_text(encoding="utf-8"),
-        js_on_load="\n".join(
-            (_STATIC / name).read_text(encoding="utf-8")
-            for name in ("stored.js", "ranking_draw.js", *(["ranking_owner.js"] if resume else []), "ranking.js")
-        ),
+        js_on_load=_script(owner=resume is not None),
         apply_default_css=False,
         server_functions=[_step_function(runs, secret, owner=resume is not None)],
         elem_id="ranking",
@@ -95,6 +92,11 @@ def build(
     if resume is not None:
         _resume_button(page, run, language, resume)
     return page
+
+
+def _script(owner: bool) -> str:
+    names = ("stored.js", "ranking_draw.js", *(["ranking_owner.js"] if owner else []), "ranking.js")
+    return "\n".join((_STATIC / name).read_text(encoding="utf-8") for name in names)
 
 
 def _step_function(runs: Path, secret: bytes, owner: bool) -> Callable[[Any, gr.Request], Reply]:

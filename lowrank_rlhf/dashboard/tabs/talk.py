@@ -111,9 +111,8 @@ def build(page: DashboardPage) -> None:
     _keep_conversations(page, keep, [status, answers, votes, session], settings.of_run, asking)
     for button, vote in ((first, "first"), (tie, "tie"), (second, "second")):
         button.click(voted(vote), [session, page.language], [status, answers, votes, session, keep], **EVENT)  # type: ignore[arg-type]
-    given = [session, page.run, page.language]
     for button, made in ((save_talk, _conversation), (save_votes, _votes)):
-        _saves(button, lambda *values, made=made: made(page.runs, *values), given, status)
+        _saves(button, lambda *values, made=made: made(page.runs, *values), inputs[:3], status)
 
 
 def _keep_conversations(
