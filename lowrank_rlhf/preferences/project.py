@@ -35,11 +35,11 @@ class NothingToRankReason(StrEnum):
 
 
 class NothingToRank(UserError):
-    """A folder has no answers for people to rank; `command` makes them where one can."""
+    """A folder has no answers for people to rank; `command` makes those of a run in the folder `run`."""
 
-    def __init__(self, message: str, reason: NothingToRankReason, command: str = "") -> None:
+    def __init__(self, message: str, reason: NothingToRankReason, command: str = "", run: Path | None = None) -> None:
         super().__init__(message)
-        self.reason, self.command = reason, command
+        self.reason, self.command, self.run = reason, command, run
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,7 @@ def open_project(folder: Path, new: bool = False) -> Project:
             f"  {command}",
             NothingToRankReason.NOT_SAMPLED,
             command,
+            folder,
         )
     return Project(folder, AnnotationStore(newest.artifact(STORE)), config, newest.number)
 

@@ -85,6 +85,7 @@ def test_values_under_the_pointer_and_as_csv(url: str, chromium: Any, tab: str, 
     text.wait_for(state="visible")
     step, training = (locale("zh")(f"chart.{key}") for key in ("step", "training"))
     assert strip.locator("tspan").all_text_contents() == [f"{step}: 3", f"{training}: 0.375"]
+    assert figure.locator("button.log").text_content() == "对数"
     assert saved(page, figure.locator("a.csv")) == [
         [step, training], *([str(row["step"]), str(row["objective/scores"])] for row in ROWS)
     ]  # fmt: skip

@@ -6,6 +6,7 @@ import string
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import gradio as gr
@@ -13,10 +14,12 @@ import pytest
 from browser import ROOT
 from dashboard_runs import NASTY, event, finish, make_run
 
+from lowrank_rlhf.config.loading import preset_path
 from lowrank_rlhf.dashboard import app, run_status
+from lowrank_rlhf.dashboard.browser import address
 from lowrank_rlhf.dashboard.chat_worker import ChatWorker
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
-from lowrank_rlhf.dashboard.tabs import runs, runs_html, watch
+from lowrank_rlhf.dashboard.tabs import new_run, runs, runs_html, watch
 from lowrank_rlhf.dashboard.tabs import samples as samples_tab
 from lowrank_rlhf.dashboard.tabs.samples import samples
 from lowrank_rlhf.dashboard.talk import talk_html
@@ -230,6 +233,24 @@ def test_only_the_list_of_runs_and_the_shown_tab_are_kept_up_to_date(tmp_path) -
         assert [timer.active for timer in fn.fn()].count(True) == 1
 
 
+def test_no_button_of_a_run_works_before_the_run_is_known_and_each_message_is_beside_its_buttons(tmp_path) -> None:
+    config = app.build(RunsFolder(tmp_path), ChatWorker()).get_config_file()
+    parts = {part["props"].get("elem_id"): part for part in config["components"]}
+    names = {part["id"]: name for name, part in parts.items()}
+
+    def order(node: dict) -> Iterator[str]:
+        for child in node.get("children", []):
+            yield from [names.get(child["id"]), *order(child)]
+
+    inside = [name for name in order(config["layout"]) if name]
+    assert [parts[name]["props"]["interactive"] for name in ("stop", "resume", "redo")] == [False] * 3
+    clicks = {names.get(part): entry["js"] for entry in config["dependencies"] for part, _ in entry["targets"]}
+    assert clicks["stop"] == clicks["resume"] == address.OF_RUN_SHOWN
+    assert inside[inside.index("stop") :][:5] == ["stop", "resume", "undo-redo", "to-rank", "run-outcome"]
+    assert inside[inside.index("redo-no") + 1] == "redo-outcome"
+    assert inside[inside.index("remove-run") + 1] == "delete-outcome"
+
+
 def tabs_of(config: dict) -> list[int]:
     return [part["id"] for part in config["components"] if part["type"] == "tabitem"]
 
@@ -240,6 +261,12 @@ def tabs_of(config: dict) -> list[int]:
 )
 def test_what_to_press_next_is_called_as_its_button(key, language) -> None:
     assert re.search(rf"(press |“){t('runs.resume', language)}\b", table(language)[key])
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_settings_that_are_valid_name_the_buttons_that_come_next(language) -> None:
+    verdict, _ = new_run._check(preset_path("quickstart").read_text(encoding="utf-8"), "", language)
+    assert re.findall("“(.*?)”", verdict) == [t("new.plan", language), t("new.start", language)]
 
 
 def test_the_page_imports_no_torch() -> None:

@@ -69,6 +69,10 @@ def test_forty_pasted_prompts_become_a_run(page, folder, tiny_folder) -> None:
     page.wait_for_timeout(1000)
     assert page.locator("#planned .note").count() == 0  # nothing was made, so nothing is planned
     page.fill("#paste textarea", prompts())
+    page.wait_for_function("localStorage.getItem('lowrank-prompts')")
+    page.reload()
+    page.click("#own-prompts")
+    wait_for(lambda: page.input_value("#paste textarea") == prompts(), 20)
     page.click("#use-pasted")
     page.wait_for_selector("#prompts-preview .note.good")
     counts = t("file.counts", "zh", rows=40, prompts=40, format="prompt-completion", responses=0, comparisons=0)

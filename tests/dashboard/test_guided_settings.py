@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import pytest
 from lowrank_rlhf.commands.common import checked_config
 from lowrank_rlhf.config.loading import parse_config
 from lowrank_rlhf.config.schema import ModelConfig
-from lowrank_rlhf.dashboard.guided import models
-from lowrank_rlhf.dashboard.guided.answers import answers_from
+from lowrank_rlhf.dashboard.guided import form, models
+from lowrank_rlhf.dashboard.guided.answers import answers_from, summary_of
+from lowrank_rlhf.dashboard.guided.form_html import model_warning
 from lowrank_rlhf.dashboard.guided.settings import guided
 from lowrank_rlhf.dashboard.guided.sizes import CHINESE_JUDGE, DATASET, HUMAN, JUDGES, LEAST, Answers, Refused
 from lowrank_rlhf.dashboard.guided.summary import AnsweredPrompt, Summary, summarise
 from lowrank_rlhf.dashboard.guided.yaml_text import yaml_text
+from lowrank_rlhf.dashboard.tabs.runs_html import note
 from lowrank_rlhf.dashboard.text import LANGUAGES, t
 from lowrank_rlhf.data.loading import load
 from lowrank_rlhf.data.requirements import check_local_data
@@ -223,6 +226,53 @@ def test_the_summary_counts_prompts_not_rows(tmp_path) -> None:
     assert (found.prompts, len(found.demonstrations), found.compared) == (2, 1, ())
     assert (found.english, found.chinese) == (False, True)
     assert found.lengths == (10, 32)  # twice the estimate of a quarter of the bytes (1 and 42) and five
+
+
+def chinese_prompts(folder: Path) -> Path:
+    """Forty prompts that have more English letters than Chinese characters."""
+    file = folder / "mine.txt"
+    question = "请解释 Python 的 list comprehension 和 generator expression 有什么区别"
+    file.write_text("".join(f"{number} {question}\n" for number in range(40)), encoding="utf-8")
+    return file
+
+
+def test_no_english_judge_reads_chinese_prompts_with_english_terms(tmp_path) -> None:
+    file = chinese_prompts(tmp_path)
+    made = guided(answers_from(file, {}, "owner/unknown", HUMAN, None))
+    assert made.config.evaluate.second_judge is None
+    assert made.choices[-1].id == "no_judge"
+    with pytest.raises(Refused) as refused:
+        guided(answers_from(file, {}, "owner/unknown", "plain-language", None))
+    assert refused.value.reason == "english_judge"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_model_that_hardly_knows_the_prompts_language_is_named_by_its_tokenizer(
+    language, tiny_folder, tmp_path
+) -> None:
+    """A byte-level tokenizer of English needs three tokens for a Chinese character, one trained on them few."""
+    import tokenizers
+
+    file, knows = chinese_prompts(tmp_path), tmp_path / "knows"
+    shutil.copytree(tiny_folder(), knows)
+    trained = tokenizers.Tokenizer.from_file(str(knows / "tokenizer.json"))
+    special = [token.content for token in trained.get_added_tokens_decoder().values()]
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trained.train_from_iterator(["请解释的和有什么区别"] * 40, trainer)
+    trained.save(str(knows / "tokenizer.json"))
+    warnings = {}
+    for model in (str(tiny_folder()), str(knows), "owner/unknown"):
+        found = summary_of(file, {}, model)
+        warnings[found.tokens_per_character] = model_warning(found, language)
+    few = 1 / 10  # the ten characters are one token
+    assert warnings == {
+        3.0: note(t("guided.unfamiliar", language, tokens="3.0"), "bad"),
+        few: "",
+        None: note(t("guided.unmeasured", language)),
+    }
+    assert model_warning(Summary((30,) * 40), language) == ""
+    assert form._look(str(file), "", "", str(tiny_folder()), language)[2] == warnings[3.0]
 
 
 def test_comments_stand_above_their_settings() -> None:

@@ -12,7 +12,7 @@ from dashboard_runs import finish, make_run, page_of
 from lowrank_rlhf.config.loading import load_config, parse_config, preset_path
 from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
-from lowrank_rlhf.dashboard.tabs import new_run, runs
+from lowrank_rlhf.dashboard.tabs import new_run, redo, runs
 from lowrank_rlhf.dashboard.tabs.plan_html import plan_html
 from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.errors import UserError
@@ -87,13 +87,13 @@ class TestNewRun:
         run = make_run(tmp_path)
         finish(run, "sft", "sample", "rank", "reward", "ppo")
         (run / "adapters" / "policy").mkdir(parents=True)
-        visible, goes, asked, _ = runs._ask_redo(page_of(tmp_path), "one", "en", "reward")
+        visible, goes, asked, _ = redo._ask(page_of(tmp_path), "one", "en", "reward")
         assert (visible["visible"], asked) == (True, ["one", "reward"])
         assert "reward (0:10 of work)" in goes
         assert re.search(r"ppo \([^)]*\): adapters/policy\n?<", goes)
         assert "sample" not in goes
         assert (run / "done" / "ppo.json").exists()
-        visible, _, asked, why = runs._ask_redo(page_of(tmp_path), "one", "en", None)
+        visible, _, asked, why = redo._ask(page_of(tmp_path), "one", "en", None)
         assert (visible["visible"], asked, t("runs.redo_which", "en") in why) == (False, None, True)
 
     def test_a_redo_is_undone_by_the_button_with_the_command(self, tmp_path, monkeypatch) -> None:

@@ -213,7 +213,7 @@ class TestTab:
     def test_without_a_model_nothing_is_measured(self, tmp_path) -> None:
         file, _ = tab._pasted(tmp_path, LINES, "en")
         for none in (None, ""):
-            shown, models = tab._look(file, "", "", none, "en")
+            shown, models, _ = tab._look(file, "", "", none, "en")
             assert "bad" not in shown
             assert models == gr.skip()
 
@@ -230,7 +230,7 @@ class TestTab:
 
     def test_the_models_are_labelled_with_their_memory(self, tmp_path) -> None:
         file, _ = tab._pasted(tmp_path, LINES, "en")
-        _, update = tab._look(file, "", "", "owner/model", "en")
+        _, update, _ = tab._look(file, "", "", "owner/model", "en")
         labels = {value: label for label, value in update["choices"]}
         assert "SmolLM2-135M-Instruct · " in labels["quickstart"]
         assert labels["owner/model"].endswith(t("guided.unknown", "en"))

@@ -5,11 +5,13 @@ import os
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from string import Formatter
 
 import pytest
 from annotators_page import a_run_with_answers, with_guidelines
+from dashboard_runs import event, holding
 
 from lowrank_rlhf.commands.terminal.ranking_text import project_summary
 from lowrank_rlhf.config.schema import Config
@@ -24,6 +26,7 @@ from lowrank_rlhf.preferences.reward_tests import reward_tests
 from lowrank_rlhf.preferences.store import Item
 from lowrank_rlhf.preferences.team.guidelines import version_of
 from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.progress_file import StageProgress, write_progress
 from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample, write_jsonl
 
 SECRET = b"s" * 32
@@ -379,6 +382,27 @@ def test_no_chosen_run_is_no_invalid_name(tmp_path: Path) -> None:
     with pytest.raises(NothingToRank) as caught:
         run_folder(tmp_path, "")
     assert nothing_to_rank_text(caught.value, "en") == "Run not found."
+
+
+def test_a_run_that_generates_its_answers_is_not_told_to_generate_them(tmp_path: Path) -> None:
+    a_run_with_answers(tmp_path, 2)
+    run = tmp_path / "runs" / "people"
+    (run / "annotations.sqlite").unlink()
+    event(run, "started", "sample")
+
+    def said() -> str:
+        with pytest.raises(NothingToRank) as caught:
+            open_project(run)
+        return nothing_to_rank_text(caught.value, "en")
+
+    assert "with this command" in said()
+    with holding(run):
+        assert "in stage sample" in said()
+        at = datetime.now(UTC) + timedelta(seconds=5)
+        write_progress(
+            run, StageProgress(stage="sample", unit="answers", done=12, total=256, updated_at=at.isoformat())
+        )
+        assert "12 of 256" in said()
 
 
 def test_a_ranking_names_the_guidelines_that_its_page_showed(tmp_path: Path, store) -> None:

@@ -48,7 +48,7 @@ def test_a_page_whose_session_ended_says_so_and_keeps_what_is_typed(tmp_path: Pa
             assert findings(page) == []
             assert page.title() == page.inner_text("h1") == "lowrank_rlhf"
             log_in(page)
-            page.wait_for_function("window.draftsRestored")
+            page.wait_for_function("window.draftsRestored?.['lowrank-question']")
             page.fill("#question textarea", QUESTION)
             page.wait_for_function(f"localStorage.getItem('lowrank-question') === '{QUESTION}'")
             page.context.clear_cookies()  # as after twelve hours

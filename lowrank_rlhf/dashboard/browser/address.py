@@ -41,6 +41,9 @@ _RUN_KNOWN = """(run) => {
   window.shownRun = run || '';
   window.dispatchEvent(new Event('run-known'));
 }"""
+OF_RUN_SHOWN = """(run, ...rest) => [
+  window.shownRun ? run : new URL(location).searchParams.get('run') || run, ...rest]"""
+"""Script of an event whose first input is the chosen run: until the page has chosen the address's, it is that one."""
 _KEEP_TAB = "() => { if (window.keepAddress) window.keepAddress(null, '%s'); }"
 # Sends the run of an address that the back or forward button has returned to, if another is shown: the answer to an
 # earlier step must not follow that of a later one.

@@ -19,7 +19,14 @@ _RESTORE = with_storage("""() => {
   window.draftRestored = true;
   return [(kept && kept.text) || '', (kept && kept.name) || ''];
 }""")
-_LOADED = "(text) => { if (text) window.loadedYaml = text; }"
+# The draft may have been kept already, with the text that was loaded before.
+_LOADED = with_storage("""(text) => {
+  if (!text) return;
+  window.loadedYaml = text;
+  const draft = stored((storage) => JSON.parse(storage.getItem('lowrank-new-run')));
+  const changed = JSON.stringify({...draft, loaded: text});
+  if (draft) stored((storage) => storage.setItem('lowrank-new-run', changed));
+}""")
 _ASK = """(choice, text, ...rest) => {
   const questions = %s;
   const edited = (text || '').trim() && text.trim() !== (window.loadedYaml || '').trim();

@@ -10,10 +10,17 @@ import gradio as gr
 
 from lowrank_rlhf.config.data import Columns
 from lowrank_rlhf.dashboard.access.guard import MAX_UPLOAD_BYTES
-from lowrank_rlhf.dashboard.browser import yaml_draft
+from lowrank_rlhf.dashboard.browser import text_drafts, yaml_draft
 from lowrank_rlhf.dashboard.guided import models, prompt_files
 from lowrank_rlhf.dashboard.guided.answers import answers_from, summary_of
-from lowrank_rlhf.dashboard.guided.form_html import choice_list, choice_text, drop_zone, heading, preview_html
+from lowrank_rlhf.dashboard.guided.form_html import (
+    choice_list,
+    choice_text,
+    drop_zone,
+    heading,
+    model_warning,
+    preview_html,
+)
 from lowrank_rlhf.dashboard.guided.settings import guided
 from lowrank_rlhf.dashboard.guided.sizes import DATASET, HUMAN, JUDGES, Refused
 from lowrank_rlhf.dashboard.guided.summary import Summary
@@ -49,6 +56,8 @@ class GuidedForm(NamedTuple):
     prompt: gr.Dropdown
     response: gr.Dropdown
     model: gr.Dropdown
+    warning: gr.HTML
+    """Warning of a model that has hardly read the prompts' language."""
     ranker: gr.Radio
     compared: gr.HTML
     """Zone for a file of comparisons."""
@@ -83,6 +92,7 @@ def lay_out(page: DashboardPage) -> GuidedForm:
             gr.Dropdown(_models(first, _EXAMPLE), value=models.PRESETS[0], allow_custom_value=True, elem_id="model"),
             label="guided.model", info="guided.model_info",
         )  # fmt: skip
+        warning = gr.HTML("", elem_id="model-warning")
         step(2)
         ranker = gr.Radio(_rankers(first), value=HUMAN, show_label=False, container=False, elem_id="ranker")
         compared = gr.HTML(
@@ -92,8 +102,8 @@ def lay_out(page: DashboardPage) -> GuidedForm:
         choices = gr.HTML("", elem_id="choices")
         file, comparisons = gr.State(None), gr.State(None)
     return GuidedForm(
-        column, headings, zone, pasted, paste, shown, mapping, prompt, response, model, ranker, compared, make, choices,
-        file, comparisons,
+        column, headings, zone, pasted, paste, shown, mapping, prompt, response, model, warning, ranker, compared, make,
+        choices, file, comparisons,
     )  # fmt: skip
 
 
@@ -101,7 +111,7 @@ def connect(page: DashboardPage, form: GuidedForm, filled: Sequence[gr.Component
     """Connect the path's events; return the event that fills in settings: loaded text, its editor, name and preset."""
     runs = page.runs.folder
     read = [form.file, form.prompt, form.response, form.model, page.language]
-    seen = [form.shown, form.model]
+    seen = [form.shown, form.model, form.warning]
 
     def received(choices: str, language: str, event: gr.SelectData) -> tuple[Any, str, Any]:
         path, problem = _received(runs, event.index, event.value, language)
@@ -118,6 +128,7 @@ def connect(page: DashboardPage, form: GuidedForm, filled: Sequence[gr.Component
     def make(ranker: str, kept: str, *answers: Any) -> list[Any]:
         return ["", *[gr.skip()] * 4] if kept else _make(page, ranker, *answers)
 
+    text_drafts.keep({"lowrank-prompts": form.pasted})
     taken = [form.file, form.shown, form.choices]
     for event in (
         form.zone.select(received, [form.choices, page.language], taken, **EVENT),
@@ -202,20 +213,20 @@ def _columns(file: str | None) -> list[Any]:
 
 
 def _look(file: str | None, prompt: str, response: str, model: str, language: str) -> list[Any]:
-    """Return the preview of the prompts, and the models with the memory that they need for these."""
+    """Return the preview of the prompts, the models with the memory that they need for these, and a warning."""
     if not file:
-        return [gr.skip(), gr.update(choices=_models(language, _EXAMPLE))]  # in another language
+        return [gr.skip(), gr.update(choices=_models(language, _EXAMPLE)), ""]  # in another language
     preview = prompt_files.preview(Path(file), _mapped(file, prompt, response))
     shown = preview_html(preview, language)
     if preview.loaded is None or not model:
-        return [shown, gr.skip()]
+        return [shown, gr.skip(), ""]
     try:
         summary = summary_of(Path(file), _mapped(file, prompt, response), model)
-        return [shown, gr.update(choices=_models(language, summary, model))]
+        return [shown, gr.update(choices=_models(language, summary, model)), model_warning(summary, language)]
     except Refused as error:
-        return [shown + note(t(f"refused.{error.reason}", language, **error.values), "bad"), gr.skip()]
+        return [shown + note(t(f"refused.{error.reason}", language, **error.values), "bad"), gr.skip(), ""]
     except UserError as error:
-        return [shown + note(error_text(error, language), "bad"), gr.skip()]
+        return [shown + note(error_text(error, language), "bad"), gr.skip(), ""]
 
 
 def _mapped(file: str, prompt: str, response: str) -> Columns:

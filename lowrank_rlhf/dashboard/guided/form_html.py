@@ -6,6 +6,7 @@ from typing import Any
 
 from lowrank_rlhf.dashboard.guided.prompt_files import Preview
 from lowrank_rlhf.dashboard.guided.settings import ChosenSetting
+from lowrank_rlhf.dashboard.guided.summary import Summary
 from lowrank_rlhf.dashboard.tabs.runs_html import note
 from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.dashboard.wording import worded
@@ -61,6 +62,15 @@ def _cell(value: Any, name: str) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     cut = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
     return f'<td data-name="{html(name)}"><div dir="auto">{html(cut)}</div></td>'
+
+
+def model_warning(summary: Summary, language: str) -> str:
+    """Return a warning of a model that has hardly read the prompts' language; empty for any other."""
+    if summary.unfamiliar:
+        tokens = f"{summary.tokens_per_character:.1f}"
+        return note(t("guided.unfamiliar", language, tokens=tokens), "bad")
+    unmeasured = summary.east_asian and summary.tokens_per_character is None
+    return note(t("guided.unmeasured", language)) if unmeasured else ""
 
 
 def choice_text(choice: ChosenSetting, language: str) -> str:

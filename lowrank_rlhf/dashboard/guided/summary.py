@@ -1,7 +1,7 @@
 """Counts and lengths of a person's prompts, from which the settings of a run are chosen."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -11,15 +11,16 @@ from lowrank_rlhf.data.examples import Example
 from lowrank_rlhf.data.lengths import Measure
 from lowrank_rlhf.data.loading import Loaded
 from lowrank_rlhf.data.turns import Turns, prompt_key
+from lowrank_rlhf.maths.text import is_east_asian, words
 from lowrank_rlhf.planner.compute_cost import ByteLengths
 from lowrank_rlhf.sources.tokenizer import local_tokenizer
 
 _UNMEASURED = 2
 """Factor on lengths estimated from bytes: the tokens of an unusual language are shorter than the average."""
 _ENGLISH = 0.8
-"""Share of letters without accents above which a text may be English."""
-_CHINESE = 0.2
-"""Share of Chinese characters among the letters from which a text may be Chinese: an English word has more letters."""
+"""Share of words without accents from which a text may be English; each East Asian character counts as a word."""
+_MOST = 0.5
+"""Share of East Asian characters among the words from which a text is written in them."""
 
 
 class AnsweredPrompt(NamedTuple):
@@ -45,9 +46,18 @@ class Summary:
     compared: tuple[AnsweredPrompt, ...] = ()
     """Prompts with at least one comparison of two answers, each with its longest answer."""
     english: bool = True
-    """True if the letters of the prompts are those of English, which most built-in judges require."""
+    """True if the words of the prompts may be English, which most built-in judges require."""
     chinese: bool = False
     """True if the prompts are Chinese, as one built-in judge requires."""
+    east_asian: bool = False
+    """True if the prompts are mostly Chinese, Japanese or Korean."""
+    tokens_per_character: float | None = None
+    """Tokens per East Asian character of such prompts; None for others, and while no tokenizer is local."""
+
+    @property
+    def unfamiliar(self) -> bool:
+        """Return True if the tokenizer splits the characters of the prompts: its training had few of them."""
+        return self.tokens_per_character is not None and self.tokens_per_character > 1
 
     @property
     def prompts(self) -> int:
@@ -86,13 +96,17 @@ def summarise(loaded: Loaded, model: ModelConfig) -> Summary:
     ]
     responses = measure.answers([text for _, text in imitated])
     compared = replace(loaded, located=[entry for entry in loaded.located if entry.example.pairs])
-    letters = _letters([example.prompt for example in examples.values()])
+    texts = ["\n".join(turn.content for turn in example.prompt) for example in examples.values()]
+    found = [word for text in texts for word in words(text) if not word.isdigit()]
+    east_asian = _share(is_east_asian, found) >= _MOST
     return Summary(
         lengths=tuple(lengths),
         demonstrations=tuple(AnsweredPrompt(one, other) for (one, _), other in zip(imitated, responses, strict=True)),
         compared=compared_pairs(collect(compared), model),
-        english=len(re.findall("[A-Za-z]", letters)) >= _ENGLISH * len(letters),
-        chinese=bool(letters) and len(re.findall("[\u4e00-\u9fff]", letters)) >= _CHINESE * len(letters),
+        english=not found or _share(str.isascii, found) >= _ENGLISH,
+        chinese=_share(_is_chinese, found) >= _MOST,
+        east_asian=east_asian,
+        tokens_per_character=_tokens_per_character(texts, model) if east_asian else None,
     )
 
 
@@ -112,5 +126,19 @@ def _measure(model: ModelConfig) -> Measure:
     return local_tokenizer(model) or _Estimate()
 
 
-def _letters(prompts: Sequence[Turns]) -> str:
-    return "".join(re.findall(r"[^\W\d_]", "".join(turn.content for prompt in prompts for turn in prompt)))
+def _share(kind: Callable[[str], bool], found: Sequence[str]) -> float:
+    return sum(map(kind, found)) / max(1, len(found))
+
+
+def _is_chinese(word: str) -> bool:
+    return re.fullmatch("[\u4e00-\u9fff]", word) is not None
+
+
+def _tokens_per_character(texts: Sequence[str], model: ModelConfig) -> float | None:
+    """Return the tokens per East Asian character of the texts; None without the model's tokenizer."""
+    tokenizer = local_tokenizer(model)
+    if tokenizer is None:
+        return None
+    runs = ["".join(filter(is_east_asian, text)) for text in texts]
+    tokens = sum(tokenizer.answers(runs)) - len(runs)  # an answer's count includes the token that ends it
+    return tokens / sum(map(len, runs))

@@ -4,6 +4,8 @@ import json
 from functools import cache
 from pathlib import Path
 
+from lowrank_rlhf.dashboard.run_status import StatusReader
+from lowrank_rlhf.dashboard.tail import JsonlTails
 from lowrank_rlhf.preferences.project import NothingToRank
 
 LANGUAGES = ("en", "zh")
@@ -25,7 +27,11 @@ def say(key: str, language: str, **values: object) -> str:
 
 
 def nothing_to_rank_text(error: NothingToRank, language: str) -> str:
-    """Return the reason why there is nothing to rank."""
+    """Return the reason why there is nothing to rank; of a run at work, how far it is."""
+    if error.run is not None and (run := StatusReader(JsonlTails()).read(error.run)).busy:
+        if run.stage == "sample" and run.progress:
+            return say("nothing.sampling", language, done=run.progress.done, total=run.progress.total)
+        return say("nothing.at_work", language, stage=run.stage or "-")
     return say(f"nothing.{error.reason}", language, command=error.command)
 
 

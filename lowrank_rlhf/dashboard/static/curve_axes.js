@@ -1,9 +1,9 @@
 // Words and axes of the curves that `curves.js` draws; the axes as in `axes.py`.
 const WORDS = {
-  en: { smoothing: 'Smoothing', log: 'Log scale', reset: 'Reset zoom', svg: 'This drawing as SVG', out: 'at or below 0: not shown',
+  en: { smoothing: 'Smoothing', log: 'Log scale', short: 'log', reset: 'Reset zoom', svg: 'This drawing as SVG', out: 'at or below 0: not shown',
     below: 'values ≤ 0',    smoothed: 'smoothed', none: 'No value is above 0',
     help: 'Drag across a curve to zoom, double-click to reset. Keys on a curve: arrows read values, + and − zoom, Esc resets.' },
-  zh: { smoothing: '平滑', log: '对数刻度', reset: '还原缩放', svg: '保存为 SVG', out: '个值不大于 0，未画出',
+  zh: { smoothing: '平滑', log: '对数刻度', short: '对数', reset: '还原缩放', svg: '保存为 SVG', out: '个值不大于 0，未画出',
     below: '个值 ≤ 0',    smoothed: '平滑后', none: '没有大于 0 的值',
     help: '在曲线上横向拖动可放大，双击还原。选中曲线后：方向键查看数值，+ 和 − 缩放，Esc 还原。' },
 };

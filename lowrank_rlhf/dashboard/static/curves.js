@@ -63,7 +63,7 @@ class Curve {
       return button;
     };
     this.reset = add('reset', '⟲', this.words.reset, () => { this.zoom(null); this.svg.focus({ preventScroll: true }); });
-    this.log = add('log', 'log', this.canLog ? this.words.log : this.words.none, () => { this.view.log = !this.view.log; this.draw(); });
+    this.log = add('log', this.words.short, this.canLog ? this.words.log : this.words.none, () => { this.view.log = !this.view.log; this.draw(); });
     this.log.disabled = !this.canLog;
     add('svg', 'SVG', this.words.svg, () => this.save());
     this.link.after(bar);
@@ -123,7 +123,7 @@ class Curve {
         if (!side) made.push(make('line', { class: 'grid', x1: left, y1: up(value), x2: right, y2: up(value) }));
         text(side ? right + 6 : left - 6, up(value) + 4, side ? 'start' : 'end', tickLabel(value), colour);
       }
-      const words = [labels[1 + side], log && 'log', out && !side && `${out} ${scales[1] ? this.words.below : this.words.out}`].filter(Boolean).join(' · ');
+      const words = [labels[1 + side], log && this.words.short, out && !side && `${out} ${scales[1] ? this.words.below : this.words.out}`].filter(Boolean).join(' · ');
       text(side ? this.about.width - 4 : 4, 11, side ? 'end' : 'start', words, colour);
     });
     return made;

@@ -188,6 +188,12 @@ function onBeat() {
   else if (active) { active = false; server.rank(request({ do: 'renew' })); }
 }
 
+// The answers may be there by now.
+function onLook() {
+  if (!element.isConnected) { stop(); return; }
+  if (props.value && props.value.problem && !document.hidden && root.getClientRects().length) trigger('reopen', {});
+}
+
 // The prompt and the tools stay in sight (position: sticky) only if nothing around them scrolls by itself.
 function unclip() {
   for (let node = element.parentElement; node && node !== document.body; node = node.parentElement)
@@ -201,11 +207,11 @@ const listeners = [[document, 'keydown', onKey], [document, 'visibilitychange', 
   [document, 'keydown', onSign], [element, 'click', onClick], [document, 'click', onTab]];
 for (const kind of ['dragstart', 'dragover', 'dragend', 'drop']) listeners.push([element, kind, onDrag]);
 for (const [target, kind, call] of listeners) target.addEventListener(kind, call);
-const beat = setInterval(onBeat, 20000);
+const beats = [setInterval(onBeat, 20000), setInterval(onLook, 5000)];
 
 function stop() {
   ended = true;
-  clearInterval(beat);
+  beats.forEach(clearInterval);
   for (const [target, kind, call] of listeners) target.removeEventListener(kind, call);
 }
 

@@ -15,7 +15,7 @@ _HIDE: dict[str, Any] = gr.update(visible=False)
 _SHOW: dict[str, Any] = gr.update(visible=True)
 
 
-def build(page: DashboardPage, outcome: gr.HTML) -> list[Any]:
+def build(page: DashboardPage) -> list[Any]:
     """Lay out the buttons and connect them.
 
     Returns the buttons that archive the chosen run and bring it back, and the events after which the list has changed.
@@ -36,6 +36,7 @@ def build(page: DashboardPage, outcome: gr.HTML) -> list[Any]:
             gone = texts.add(gr.Dropdown([], elem_id="deleted-runs"), label="delete.deleted", info="delete.info")
             restore = texts.add(gr.Button(elem_id="restore-run"), value="delete.restore")
             remove = texts.add(gr.Button(elem_id="remove-run"), value="delete.remove")
+        outcome = gr.HTML("", elem_id="delete-outcome")
     asked = gr.State(None)
 
     def ask(kind: str) -> Any:

@@ -101,25 +101,24 @@ def build(page: DashboardPage) -> Form:
     return form._replace(started=form.start.click(start, [*fields, form.agreed], outputs, **EVENT))
 
 
-def plan_loaded(page: DashboardPage, form: Form, event: Any) -> Any:
-    """Remember the text that an event has loaded, and plan it; return the event of the plan."""
+def plan_loaded(page: DashboardPage, form: Form, event: Any) -> None:
+    """Remember the text that an event has loaded, and plan it."""
     yaml_draft.loaded(event, form.loaded)
-    return _connect_plan(page, form, event.success, form.loaded)
+    _connect_plan(page, form, event.success, form.loaded)
 
 
-def _connect_plan(page: DashboardPage, form: Form, listener: Any, condition: gr.Component) -> Any:
+def _connect_plan(page: DashboardPage, form: Form, listener: Any, condition: gr.Component) -> None:
     """Plan the form's settings at an event if the component `condition` has a text."""
 
     def plan(given: str, text: str, name: str, preset: str | None, language: str) -> list[Any]:
         if condition is form.loaded and not given:
             return [gr.skip()] * 5
         shown, start, agreed = _plan(page.runs, text, name, preset, language)
-        verdict = gr.skip() if agreed else ""  # "valid" beside a refusal misleads
-        return [shown, start, agreed, verdict, gr.update(visible=bool(_redo(agreed)))]
+        return [shown, start, agreed, "", gr.update(visible=bool(_redo(agreed)))]  # the plan has its own verdict
 
     fields = [condition, form.yaml, form.name, form.preset, page.language]
     outputs = [form.planned, form.start, form.agreed, form.verdict, form.stale]
-    return listener(plan, fields, outputs, **EVENT)
+    listener(plan, fields, outputs, **EVENT)
 
 
 def _lay_out(page: DashboardPage) -> tuple[Form, guided_path.GuidedForm]:

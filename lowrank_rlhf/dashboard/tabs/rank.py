@@ -56,10 +56,7 @@ def build(
         value=None,
         html_template=(_STATIC / "ranking.html").read_text(encoding="utf-8"),
         css_template=(_STATIC / "ranking.css").read_text(encoding="utf-8"),
-        js_on_load="\n".join(
-            (_STATIC / name).read_text(encoding="utf-8")
-            for name in ("stored.js", "ranking_draw.js", *(["ranking_owner.js"] if resume else []), "ranking.js")
-        ),
+        js_on_load=_script(owner=resume is not None),
         apply_default_css=False,
         server_functions=[_step_function(runs, secret, owner=resume is not None)],
         elem_id="ranking",
@@ -78,7 +75,9 @@ def build(
             return box, value | {"badge": {"run": "", "annotator": "", "signature": ""}, "problem": problem}
         return box, value | {"badge": sign(secret, run_name or "", person)}
 
-    gr.on(None, open_page, [run, language, who], [name, page], **(_QUIET | {"preprocess": False}))
+    opening = _QUIET | {"preprocess": False}
+    gr.on(None, open_page, [run, language, who], [name, page], **opening)
+    page.reopen(open_page, [run, language, who], [name, page], **opening)
 
     def rename(run_name: str | None, before: str, given: str, request: gr.Request) -> str:
         """Release the item that was leased under the previous name."""
@@ -93,6 +92,11 @@ def build(
     if resume is not None:
         _resume_button(page, run, language, resume)
     return page
+
+
+def _script(owner: bool) -> str:
+    names = ("stored.js", "ranking_draw.js", *(["ranking_owner.js"] if owner else []), "ranking.js")
+    return "\n".join((_STATIC / name).read_text(encoding="utf-8") for name in names)
 
 
 def _step_function(runs: Path, secret: bytes, owner: bool) -> Callable[[Any, gr.Request], Reply]:

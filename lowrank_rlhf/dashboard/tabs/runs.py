@@ -6,21 +6,18 @@ from typing import Any, Literal
 import gradio as gr
 
 from lowrank_rlhf.dashboard import jobs
+from lowrank_rlhf.dashboard.browser import address
 from lowrank_rlhf.dashboard.page import EVENT, OF_RUN, QUIET, SECONDS, DashboardPage
 from lowrank_rlhf.dashboard.run_status import RunStatus, is_archived
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
-from lowrank_rlhf.dashboard.tabs import deleting, run_filter, start
+from lowrank_rlhf.dashboard.tabs import deleting, redo, run_filter, start
 from lowrank_rlhf.dashboard.tabs.run_filter import ALL, RunFilter
 from lowrank_rlhf.dashboard.tabs.runs_html import command_line, details, note, run_list
 from lowrank_rlhf.dashboard.text import t
 from lowrank_rlhf.dashboard.wording import error_text
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.pipeline.selection import built_on, named
 from lowrank_rlhf.preferences.project import NothingToRank, open_project
 from lowrank_rlhf.run.directory import RunDir
-from lowrank_rlhf.run.progress import duration
-from lowrank_rlhf.run.results.rounds import split
-from lowrank_rlhf.stages import of_rounds
 
 Action = Literal["stop", "resume", "redo", "undo"]
 
@@ -41,26 +38,19 @@ def build(page: DashboardPage) -> None:
     filter_row, filter_fields = run_filter.lay_out(page)
     listing = gr.HTML("", js_on_load=_PICK, elem_id="run-list")
     about = gr.HTML("", elem_id="run-about")
+    # Nothing can be pressed before the chosen run is known.
     with gr.Row(elem_classes="actions"):
-        stop = page.texts.add(gr.Button(variant="stop", elem_id="stop"), value="runs.stop")
-        resume = page.texts.add(gr.Button(variant="primary", elem_id="resume"), value="runs.resume")
+        stop = page.texts.add(gr.Button(variant="stop", interactive=False, elem_id="stop"), value="runs.stop")
+        resume = page.texts.add(gr.Button(variant="primary", interactive=False, elem_id="resume"), value="runs.resume")
+        undo = page.texts.add(gr.Button(visible=False, elem_id="undo-redo"), value="runs.undo_redo")
         rank = page.texts.add(gr.Button(visible=False, elem_id="to-rank"), value="runs.rank")
-    with page.texts.add(gr.Accordion(open=False, elem_id="again"), label="runs.again"), gr.Row(elem_classes="actions"):
-        stage = page.texts.add(gr.Dropdown([], elem_id="redo-stage"), label="runs.redo_stage", info="runs.redo_info")
-        redo = page.texts.add(gr.Button(elem_id="redo"), value="runs.redo")
-    with gr.Column(visible=False, elem_id="redo-question") as question:
-        goes = gr.HTML("", elem_id="redo-goes")
-        with gr.Row(elem_classes="actions"):
-            yes = page.texts.add(gr.Button(variant="stop", elem_id="redo-yes"), value="runs.redo_yes")
-            no = page.texts.add(gr.Button(elem_id="redo-no"), value="runs.redo_no")
-    undo = page.texts.add(gr.Button(visible=False, elem_id="undo-redo"), value="runs.undo_redo")
-    asked = gr.State(None)
     outcome = gr.HTML("", elem_id="run-outcome")
+    again = redo.build(page, lambda run, stage, language: _act(page, "redo", run, language, stage))
     previous = gr.State({})
-    archive, unarchive, *changed_list = deleting.build(page, outcome)
+    archive, unarchive, *changed_list = deleting.build(page)
     with above:
         begin = start.build(page)
-    buttons = [stop, resume, stage, redo, undo, rank, archive, unarchive]
+    buttons = [stop, resume, again.stage, again.button, undo, rank, archive, unarchive]
     outputs = [listing, about, page.run, *buttons, begin.block, filter_row, previous]
     inputs = [page.run, page.language, previous, *filter_fields]
 
@@ -70,13 +60,6 @@ def build(page: DashboardPage) -> None:
     def act(action: Action) -> Any:
         return lambda chosen, language: _act(page, action, chosen, language)
 
-    def ask(chosen: str | None, language: str, stage: str | None) -> list[Any]:
-        return _ask_redo(page, chosen, language, stage)
-
-    def confirm(asked: Any, language: str) -> list[Any]:
-        shown = _act(page, "redo", asked[0], language, asked[1]) if asked else gr.skip()
-        return [gr.update(visible=False), None, shown]
-
     # On all tabs: it offers new runs in the page's choice of a run too.
     gr.Timer(SECONDS).tick(refresh, inputs, outputs, **OF_RUN)
     for field in filter_fields:
@@ -84,16 +67,15 @@ def build(page: DashboardPage) -> None:
     page.run.change(refresh, inputs, outputs, **OF_RUN)
     page.language.change(refresh, inputs, outputs, **OF_RUN)
     listing.select(_picked, None, page.run, **QUIET)
-    for button, action in ((stop, "stop"), (resume, "resume"), (undo, "undo")):
-        clicked = button.click(act(action), [page.run, page.language], outcome, **EVENT)  # type: ignore[arg-type]
+    actions: list[tuple[gr.Button, Action]] = [(stop, "stop"), (resume, "resume"), (undo, "undo")]
+    for button, action in actions:
+        clicked = button.click(
+            act(action), [page.run, page.language], outcome, js=address.OF_RUN_SHOWN, **EVENT | {"preprocess": False}
+        )
         clicked.then(refresh, inputs, outputs, **OF_RUN)
     rank.click(None, None, None, js="() => document.querySelector('#tab-rank-button').click()", **QUIET)
-    redo.click(ask, [page.run, page.language, stage], [question, goes, asked, outcome], **EVENT)
-    yes.click(confirm, [asked, page.language], [question, asked, outcome], **EVENT).then(
-        refresh, inputs, outputs, **OF_RUN
-    )
-    gr.on([no.click, page.run.change], _no_question, None, [question, asked], **QUIET)
-    for event in (begin.started, *changed_list):
+    page.run.change(lambda: "", None, outcome, **QUIET)  # it is of the run before
+    for event in (begin.started, again.confirmed, *changed_list):
         event.then(refresh, inputs, outputs, **OF_RUN)
 
 
@@ -187,25 +169,6 @@ def _buttons(run: RunStatus | None) -> dict[str, Any]:
         "redo": run.done if idle and run is not None else [],
         "can_undo": idle and run is not None and bool(RunDir(run.path).earlier.stages()),
     }
-
-
-def _ask_redo(page: DashboardPage, chosen: str | None, language: str, stage: str | None) -> list[Any]:
-    """Ask for confirmation, with a list of the results that a redo sets aside."""
-    if not chosen or not stage:
-        why = note(t("runs.redo_which" if chosen else "runs.choose", language))
-        return [gr.update(visible=False), "", None, why]
-    run = page.runs.status(chosen)
-    lines = [t("runs.redo_question", language, run=chosen, stage=stage)]
-    known = list(of_rounds(max(split(name)[0] for name in run.stages)))
-    for again in built_on(named([stage], known), known):
-        if mark := run.marks.get(again.name):
-            files = ", ".join(name for name in again.writes if (run.path / name).exists())
-            lines.append(t("runs.redo_goes", language, stage=again.name, time=duration(mark.seconds), files=files))
-    return [gr.update(visible=True), note("\n".join(lines), "bad"), [chosen, stage], ""]
-
-
-def _no_question() -> list[Any]:
-    return [gr.update(visible=False), None]
 
 
 def _act(page: DashboardPage, action: Action, chosen: str | None, language: str, stage: str | None = None) -> str:

@@ -47,7 +47,8 @@ def build(page: DashboardPage) -> Start:
         [form.accordion, form.guided, form.preset, form.loaded, form.yaml, form.name],
         js=yaml_draft.asks_first(_EXAMPLE), **EVENT,
     )  # fmt: skip
-    new_run.plan_loaded(page, form, loaded).then(None, None, None, js=_SHOW % "new-run", **QUIET)
+    loaded.then(None, None, None, js=_SHOW % "new-run", **QUIET)
+    new_run.plan_loaded(page, form, loaded)
     own.click(_own, None, [form.accordion, form.guided], **EVENT).then(None, None, None, js=_SHOW % "guided", **QUIET)
     rank.click(waiting, page.language, [page.run, outcome], **EVENT).then(None, outcome, None, js=_TO_RANK, **QUIET)
     return Start(block, form.started)

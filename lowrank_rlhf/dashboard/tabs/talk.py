@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from lowrank_rlhf.config.loading import load_config
-from lowrank_rlhf.dashboard.browser.storage import with_storage
+from lowrank_rlhf.dashboard.browser import text_drafts
 from lowrank_rlhf.dashboard.page import EVENT, QUIET, DashboardPage
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.tabs.runs_html import note
@@ -25,19 +25,13 @@ from lowrank_rlhf.evaluation.speakers import MAIN, speakers
 from lowrank_rlhf.run.records import Message
 
 _MAX_CHARACTERS = 8000
-# What is typed and not sent yet is kept in the browser over a reload.
-_KEEP_DRAFT = """(text) => {
-  if (window.draftsRestored) stored((storage) => storage.setItem('%s', text));
-}"""
-_RESTORE_DRAFTS = with_storage("""() => {
-  window.draftsRestored = true;
-  return %s.map((name) => stored((storage) => storage.getItem(name)) || '');
-}""")
 # A choice of models that nobody made is the default: a run may have more of them by now.
 _UNCHOSEN = """(...given) => {
   if (!window.talkSettings?.voices) given[given.length - %d] = [];
   return given;
 }"""
+# What is typed while the models load is the next question.
+_CLEAR = "(sent, typed) => sent && sent === typed ? '' : typed"
 _OF_RUN = ("voices", "temperature", "top_p", "max_new_tokens", "seed")
 _HIDE: dict[str, Any] = gr.update(visible=False)
 
@@ -81,8 +75,9 @@ def build(page: DashboardPage) -> None:
         restart = texts.add(gr.Button(elem_id="restart-talk"), value="talk.restart")
     settings, save_talk, save_votes = _settings(page)
     session = gr.State(ChatSession())
-    keep = gr.Textbox(elem_id="kept-talk", elem_classes="folded")  # hidden by style: a script reads it
+    keep, sent = (gr.Textbox(elem_classes="folded") for _ in range(2))  # hidden by style: scripts read them
     outputs = [status, answers, question, votes, session, keep]
+    asked_outputs = [status, answers, sent, votes, session, keep]
 
     def asked(text: str, session: ChatSession, *given: Any) -> Iterator[list[Any]]:
         yield from ask(page, session, _question(text, *given))
@@ -95,12 +90,15 @@ def build(page: DashboardPage) -> None:
 
     inputs = [session, page.run, page.language, *settings]
     unchosen = _UNCHOSEN % (len(settings) - settings._fields.index("voices"))
-    _keep_drafts({"lowrank-question": question, "lowrank-system": settings.system})
+    text_drafts.keep({"lowrank-question": question, "lowrank-system": settings.system})
+    sent.change(None, [sent, question], question, js=_CLEAR, **QUIET)
     asking: list[Any] = [
-        send.click(asked, [question, *inputs], outputs, js=unchosen, **EVENT),
-        question.submit(asked, [question, *inputs], outputs, js=unchosen, **EVENT),
-        again.click(asked_again, inputs, outputs, js=unchosen, **EVENT),
-    ]
+        gr.on(
+            [send.click, question.submit], asked, [question, *inputs], asked_outputs, js=unchosen,
+            trigger_mode="always_last", **EVENT,
+        ),
+        again.click(asked_again, inputs, asked_outputs, js=unchosen, **EVENT),
+    ]  # fmt: skip
     stop.click(page.chat.stop, None, None, **QUIET)
     # What an answer sends until it is cancelled must not follow what replaces it.
     edit.click(None, None, None, cancels=asking, **QUIET).then(
@@ -113,9 +111,8 @@ def build(page: DashboardPage) -> None:
     _keep_conversations(page, keep, [status, answers, votes, session], settings.of_run, asking)
     for button, vote in ((first, "first"), (tie, "tie"), (second, "second")):
         button.click(voted(vote), [session, page.language], [status, answers, votes, session, keep], **EVENT)  # type: ignore[arg-type]
-    given = [session, page.run, page.language]
     for button, made in ((save_talk, _conversation), (save_votes, _votes)):
-        _saves(button, lambda *values, made=made: made(page.runs, *values), given, status)
+        _saves(button, lambda *values, made=made: made(page.runs, *values), inputs[:3], status)
 
 
 def _keep_conversations(
@@ -183,13 +180,6 @@ def _settings(page: DashboardPage) -> tuple[_QuestionFields, gr.Button, gr.Butto
             save_talk = texts.add(gr.Button(elem_id="save-talk"), value="talk.save")
             save_votes = texts.add(gr.Button(elem_id="save-votes"), value="talk.save_votes")
     return _QuestionFields(temperature, blind, voices, system, top_p, longest, seed), save_talk, save_votes
-
-
-def _keep_drafts(boxes: dict[str, gr.Textbox]) -> None:
-    """Keep the texts of these boxes in the browser under their names, and restore them when the page is loaded."""
-    gr.on(None, None, None, list(boxes.values()), js=_RESTORE_DRAFTS % json.dumps(list(boxes)), **QUIET)
-    for name, box in boxes.items():
-        box.change(None, box, None, js=with_storage(_KEEP_DRAFT % name), **QUIET)
 
 
 def _question(text: str, run: str | None, language: str, *settings: Any) -> Question:

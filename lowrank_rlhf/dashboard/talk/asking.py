@@ -57,12 +57,18 @@ def ask_again(page: DashboardPage, session: ChatSession, question: Question) -> 
 
 
 def ask(page: DashboardPage, session: ChatSession, question: Question) -> Iterator[list[Any]]:
-    """Yield the tab's outputs as the answers grow; an edited or repeated question replaces the last one."""
+    """Yield the tab's outputs as the answers grow; an edited or repeated question replaces the last one.
+
+    The third output is the text of the question once its first answer begins, for a script that clears the box.
+    """
     language, before = question.language, session
+    if session.turns and not question.text.strip():  # sent twice
+        yield [gr.skip()] * 6
+        return
     if obstacle := _obstacle(page, question):
         yield [note(obstacle, "bad"), *[gr.skip()] * 5]
         return
-    yield [note(t("talk.loading", language)), gr.skip(), gr.skip(), _HIDE, gr.skip(), gr.skip()]
+    yield [note(t("talk.loading", language)), gr.skip(), "", _HIDE, gr.skip(), gr.skip()]
     path = page.runs.path(str(question.run))
     try:
         voices = _voices(page, question)
@@ -76,12 +82,13 @@ def ask(page: DashboardPage, session: ChatSession, question: Question) -> Iterat
         requests = [_request(session, voice, question) for voice in voices]
         answers: Answers = {voice: {"text": ""} for voice in voices}
         session.turns.append((question.text, answers))
-        clear: Any = ""  # once: later, box and status are those of the next question
+        clear: Any = ""  # once: later, status and box are those of the next question
+        sent: Any = question.text
         for index, message in page.chat.ask(path, requests):
             add_message(answers[voices[index]], message)
-            keep = gr.skip() if "piece" in message and clear != "" else kept_text(page.runs, session)
-            yield [clear, cards(session, language), clear, _HIDE, session, keep]
-            clear = gr.skip()
+            keep = gr.skip() if "piece" in message and sent != question.text else kept_text(page.runs, session)
+            yield [clear, cards(session, language), sent, _HIDE, session, keep]
+            clear = sent = gr.skip()
     except UserError as error:
         told = kept_text(page.runs, before)
         yield [note(_error_text(error, language), "bad"), cards(before, language), gr.skip(), _HIDE, before, told]
