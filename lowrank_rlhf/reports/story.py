@@ -66,15 +66,21 @@ def _second_judge(evaluate: EvaluateResult, texts: Locale) -> str:
     """Return what the second judge prefers, by the interval of its win rate; empty without one."""
     for row in evaluate.table:
         if row.id == "win_rate" and row.judge == evaluate.second_judge and row.policy is not None:
-            low = row.interval[0] if row.interval else None
-            aligned = "aligned" if low is not None and low > 0.5 else "unclear"
             return texts(
-                f"headline.second_judge.{'sft' if row.policy < 0.5 else aligned}",
+                f"headline.second_judge.{_preferred(row.interval)}",
                 judge=judge_in_words(row.judge, texts),
                 share=percent(row.policy),
                 interval=percent_interval(row.interval, texts),
             )
     return ""
+
+
+def _preferred(interval: Bounds) -> str:
+    """Return `aligned` or `sft`, the model for which the whole interval of a win rate speaks, else `unclear`."""
+    low, high = interval or (None, None)
+    if low is not None and low > 0.5:
+        return "aligned"
+    return "sft" if high is not None and high < 0.5 else "unclear"
 
 
 def _equal_length(evaluate: EvaluateResult, texts: Locale) -> str:
@@ -107,7 +113,8 @@ def caveats(results: Results, texts: Locale) -> list[str]:
     if evaluate and evaluate.judge in SIMULATED:
         found.append(texts("caveat.simulated"))
     if evaluate and evaluate.win_rate is not None and evaluate.judge in (None, REWARDS):
-        found.append(texts("caveat.trained_against"))
+        advice = "" if evaluate.second_judge else texts("caveat.second_judge")
+        found.append(texts("caveat.trained_against") + advice)
     if evaluate and evaluate.selected_on_test:
         found.append(texts("caveat.selected_on_test"))
     if (audit := results.reward and results.reward.prompt_audit) and _ignores_prompt(audit):

@@ -267,6 +267,8 @@ def test_inside_the_dashboard_with_a_name_and_a_button_to_go_on(tmp_path: Path) 
             ann.page.reload()
             ann.page.get_by_text("ranking as ann 1").first.wait_for()  # the name is kept in the browser
             assert ann.page.locator("#ranking-name input, #ranking-name textarea").input_value() == "ann 1"
+            with sqlite3.connect(store.path) as database:  # none for the login, which nobody ranks as
+                assert database.execute("SELECT DISTINCT annotator FROM leases").fetchall() == [("ann 1",)]
             button.click()
             ann.page.get_by_text("The run goes on.").wait_for()
             assert (tmp_path / "went on").read_text() == "people"

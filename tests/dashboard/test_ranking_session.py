@@ -14,6 +14,7 @@ from annotators_page import a_run_with_answers, with_guidelines
 from dashboard_runs import event, holding
 
 from lowrank_rlhf.commands.terminal.ranking_text import project_summary
+from lowrank_rlhf.config.loading import dump_config, load_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.dashboard.ranking.markdown import tree
 from lowrank_rlhf.dashboard.ranking.screen import item_words
@@ -403,6 +404,29 @@ def test_a_run_that_generates_its_answers_is_not_told_to_generate_them(tmp_path:
             run, StageProgress(stage="sample", unit="answers", done=12, total=256, updated_at=at.isoformat())
         )
         assert "12 of 256" in said()
+
+
+@pytest.mark.parametrize(("rounds", "says"), [(1, "Tab Watch"), (3, "next round's answers")])
+def test_the_owner_of_a_run_at_work_is_not_asked_to_resume_it(tmp_path: Path, rounds: int, says: str) -> None:
+    a_run_with_answers(tmp_path, 2, minimum_rankings=2)
+    run = tmp_path / "runs" / "people"
+    config = load_config(run / "config.yaml").model_copy(update={"rounds": rounds})
+    (run / "config.yaml").write_text(dump_config(config))
+    event(run, "started", "reward")
+
+    def ask(do: str, **fields) -> dict:
+        sent = {"do": do, "badge": sign(SECRET, "people", "ann"), "language": "en", **fields}
+        return ranking_handler(tmp_path / "runs", SECRET, owner=True)(sent)["progress"]
+
+    for name in ("p0", "p1"):
+        progress = ask("key", prompt_id=name, done=0, keys=["1"], key="\r")
+    assert progress["enough"]
+    assert any("round 1 of 3" in part for part in progress["line"]) is (rounds == 3)
+    with holding(run):
+        progress = ask("open")
+    assert not progress["enough"]
+    assert "stage reward" in progress["next"]
+    assert says in progress["next"]
 
 
 def test_a_ranking_names_the_guidelines_that_its_page_showed(tmp_path: Path, store) -> None:

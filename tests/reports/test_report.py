@@ -187,6 +187,9 @@ def test_a_win_rate_by_what_the_policy_was_trained_on_is_no_verdict(judge, shown
     summaries = all_summaries()
     summaries["evaluate"] |= {"judge": judge}
     assert (ENGLISH("caveat.trained_against") in caveats(results(summaries), ENGLISH)) == shown
+    summaries["evaluate"]["second_judge"] = None
+    advice = ENGLISH("caveat.trained_against") + ENGLISH("caveat.second_judge")
+    assert (advice in caveats(results(summaries), ENGLISH)) == shown
 
 
 def test_the_headline_follows_the_alarms() -> None:
@@ -418,6 +421,7 @@ def test_the_story_comes_first(tmp_path: Path, language: str) -> None:
     ("share", "interval", "says"),
     [
         (0.35, [0.25, 0.46], "sft"),
+        (0.45, [0.33, 0.56], "unclear"),
         (0.52, [0.45, 0.59], "unclear"),
         (0.62, None, "unclear"),
         (0.62, [0.55, 0.69], "aligned"),

@@ -3,7 +3,7 @@
 from typing import Any
 
 from lowrank_rlhf.config.reward import RewardConfig
-from lowrank_rlhf.dashboard.ranking.text import say
+from lowrank_rlhf.dashboard.ranking.text import at_work_text, say
 from lowrank_rlhf.errors import visible
 from lowrank_rlhf.maths.reward_gate import prompts_for_curve
 from lowrank_rlhf.preferences.carelessness import AnnotatorCheck
@@ -77,8 +77,10 @@ def progress_words(project: Project, annotator: str, language: str, owner: bool)
     now = ranking_progress(project, annotator)
     careless = careless_annotators(project) if owner else []
     next_step, sound = _next_step(project, now, language, careless) if owner else _thanks(project, now, language)
+    at_work = at_work_text(project, language) if owner and now.enough else ""
     goal = now.needed or now.prompts
-    parts = [say("progress.round", language, round=project.round)] if project.round > 1 else []
+    rounds = max(project.round, project.config.rounds if project.config else 1)
+    parts = [say("progress.round", language, round=project.round, rounds=rounds)] if rounds > 1 else []
     beyond = 0 < now.needed < now.ranked_by_anyone
     parts.append(say("progress.beyond" if beyond else "progress.all", language, count=now.ranked_by_anyone, goal=goal))
     parts.append(say("progress.own", language, ranked=now.ranked, skipped=now.skipped))
@@ -94,12 +96,12 @@ def progress_words(project: Project, annotator: str, language: str, owner: bool)
     return {
         "line": parts,
         "share": min(1.0, now.ranked_by_anyone / goal) if goal else 0.0,
-        "enough": now.enough and not project.refused,
+        "enough": now.enough and not project.refused and not at_work,
         "sound": sound,
         "warnings": [_warning(one, language) for one in careless],
         "quota": say("end.quota", language, quota=quota) if now.own_left == 0 else "",
         "skipped": now.skipped,
-        "next": next_step,
+        "next": at_work or next_step,
     }
 
 

@@ -51,7 +51,7 @@ def build(
     """
     secret = secrets.token_bytes(32)
     name = _name_box(_login())
-    who = gr.State(_login())
+    who = gr.State(None)  # unknown until the browser has sent the name that it keeps
     page = gr.HTML(
         value=None,
         html_template=(_STATIC / "ranking.html").read_text(encoding="utf-8"),
@@ -62,13 +62,15 @@ def build(
         elem_id="ranking",
     )
 
-    def open_page(run_name: str | None, chosen: str, given: str, request: gr.Request) -> tuple[Any, Any]:
+    def open_page(run_name: str | None, chosen: str, given: str | None, request: gr.Request) -> tuple[Any, Any]:
         shown = chosen if chosen in LANGUAGES else LANGUAGES[0]
         asked = not user_name(request)
         box = gr.update(label=say("page.name", shown), info=say("page.name.info", shown), visible=asked)
+        if given is None and asked:
+            return box, gr.skip()
         value = {"language": shown, "texts": texts(shown), "may_resume": resume is not None, "run": run_name or ""}
         try:
-            person = annotator_name(user_name(request) or given)
+            person = annotator_name(user_name(request) or given or "")
             person = open_project(run_folder(runs, run_name or "")).store.spelling(person)
         except UserError as error:
             problem = error_text(error, shown, owner=resume is not None)
@@ -79,9 +81,9 @@ def build(
     gr.on(None, open_page, [run, language, who], [name, page], **opening)
     page.reopen(open_page, [run, language, who], [name, page], **opening)
 
-    def rename(run_name: str | None, before: str, given: str, request: gr.Request) -> str:
+    def rename(run_name: str | None, before: str | None, given: str, request: gr.Request) -> str:
         """Release the item that was leased under the previous name."""
-        if given != before and not user_name(request):
+        if before is not None and given != before and not user_name(request):
             with suppress(UserError):
                 open_project(run_folder(runs, run_name or "")).store.release(annotator_name(before))
         return given
