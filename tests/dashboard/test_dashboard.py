@@ -82,6 +82,8 @@ def test_what_others_wrote_is_shown_as_text(tmp_path) -> None:
     run = make_run(tmp_path)
     (run / "samples.jsonl").write_text(json.dumps({"id": "a", "prompt_id": "<b>", "text": NASTY}) + "\n")
     table = samples(run, [], [], "en")
+    assert html(t("samples.sampled", "en")) in table
+    assert html(t("samples.sampled_last", "en")) in samples(run, [], [], "en", 2)
     compared = samples(run, [], [{"prompt": NASTY, "sft": NASTY, "policy": NASTY, "score_sft": 1.0}], "en")
     row = {"step": 0, "prompt_id": "a", "prompt": NASTY, "answer": NASTY, "score": 1.0}
     nasty_step = row | {"step": f'"{NASTY}'}

@@ -40,8 +40,10 @@ def samples(
     if _sound(watched):
         tables.append(_by_step(watched, "sft" if number == 1 else "last", language, also))
     if not tables and (rows := _sampled(run)):
-        head = [t(f"samples.{name}", language) for name in ("prompt", "sft" if number == 1 else "last")]
-        tables.append(_folding_table(t("samples.sampled", language), head, rows, language))
+        first = number == 1
+        head = [t(f"samples.{name}", language) for name in ("prompt", "sft" if first else "last")]
+        lead = t("samples.sampled" if first else "samples.sampled_last", language)
+        tables.append(_folding_table(lead, head, rows, language))
     return f"<h2>{html(t('samples.title', language))}</h2>{''.join(tables)}" if tables else ""
 
 
