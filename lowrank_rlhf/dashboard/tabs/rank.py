@@ -50,8 +50,7 @@ def build(
         resume: resumes a run by name and returns a message; without it the page shows the command instead.
     """
     secret = secrets.token_bytes(32)
-    name = _name_box(_login())
-    who = gr.State(None)  # unknown until the browser has sent the name that it keeps
+    name, who = _name_box(_login()), gr.State(None)  # unknown until the browser has sent the name that it keeps
     page = gr.HTML(
         value=None,
         html_template=(_STATIC / "ranking.html").read_text(encoding="utf-8"),
