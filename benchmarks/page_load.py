@@ -62,8 +62,11 @@ class Visitor:
 
     def _connect(self) -> None:
         """Connect as a new session, to which no late answers come."""
-        self._connection, self._stream = (http.client.HTTPConnection(self._host, timeout=60) for _ in range(2))
+        self._connection, self._stream, self._open = (
+            http.client.HTTPConnection(self._host, timeout=60) for _ in range(3)
+        )
         self._session = uuid.uuid4().hex
+        self._open.request("GET", f"/gradio_api/heartbeat/{self._session}")  # as long as the page is open
 
     def tick(self) -> None:
         """Send the events of all timers, and keep the seconds until each one's answer."""
@@ -86,8 +89,10 @@ class Visitor:
     def _receive(self, sent: dict[str, float]) -> None:
         self._stream.request("GET", f"/gradio_api/queue/data?session_hash={self._session}")
         answer = self._stream.getresponse()
-        while sent and (line := answer.readline()):
+        while line := answer.readline():
             message = json.loads(line[6:]) if line.startswith(b"data: ") else {}
+            if message.get("msg") == "close_stream":
+                break
             if message.get("msg") == "process_completed":
                 self.seconds.append(time.monotonic() - sent.pop(message["event_id"]))
                 if not message["success"]:
@@ -103,6 +108,7 @@ class Visitor:
                 self.errors.append(repr(error))
                 self._connection.close()
                 self._stream.close()
+                self._open.close()
                 self._connect()
             time.sleep(max(0.0, began + PERIOD - time.monotonic()))
 
