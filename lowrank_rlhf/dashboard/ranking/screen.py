@@ -22,7 +22,6 @@ from lowrank_rlhf.run.progress import duration
 
 Reply = dict[str, Any]
 _MORE = {"setting": "next.more", "power": "next.more_power", "weak": "next.more_weak"}
-_ENOUGH = {True: "next.enough", False: "next.enough_passes"}
 
 
 def item_words(item: Item) -> Reply:
@@ -145,7 +144,7 @@ def _next_step(
     elif need.few:
         key = "next.enough_few" if now.ranked_by_anyone < now.prompts else "next.enough_all"
     else:
-        key, sound = _ENOUGH[need.passes is None], True
+        key, sound = "next.enough" if need.passes is None else "next.enough_passes", True
     return say(key, language, **values), sound
 
 
