@@ -72,9 +72,9 @@ def build(folder: RunsFolder, chat: ChatWorker) -> gr.Blocks:
     return blocks
 
 
-def _only(shown: str) -> list[gr.Timer]:
+def _only(shown: str) -> list[dict[str, Any]]:
     """Return the timers of all tabs, of which that of the shown one is active."""
-    return [gr.Timer(active=name == shown) for name in _TABS]
+    return [gr.update(active=name == shown) for name in _TABS]
 
 
 def _language_switch() -> gr.Radio:

@@ -1,6 +1,8 @@
 """State that the tabs share, the components that show texts, and the settings of events."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, TypeVar
 
 import gradio as gr
@@ -21,6 +23,27 @@ SECONDS = 2.0
 """Seconds between two ticks of a timer."""
 
 Block = TypeVar("Block", bound=Any)
+_NUMBERS = count()
+
+
+def updates_of(component: Any) -> gr.State:
+    """Return a state that applies each `delayed_update` put into it to a component.
+
+    An event of a timer outputs it in place of a component that events read. Gradio makes each output's component anew,
+    skipped or not, and keeps those that are also inputs until the visitor leaves; an unchanged state costs nothing.
+    """
+    state = gr.State(None)
+
+    def properties(update: dict[str, Any]) -> Any:
+        return gr.update(**{name: value for name, value in update.items() if name != "number"})
+
+    state.change(properties, state, component, **QUIET)
+    return state
+
+
+def delayed_update(**properties: Any) -> dict[str, Any]:
+    """Return an update for a state of `updates_of`. It differs from every other one, so that it is applied."""
+    return {"number": next(_NUMBERS), **properties}
 
 
 class Texts:
@@ -47,6 +70,14 @@ class Texts:
             {name: t(key, language) for name, key in keys.items()} for _, keys in self._shown
         ]
         return [gr.update(**texts) for texts in found]
+
+
+def as_updates(outputs: Iterable[Any]) -> list[Any]:
+    """Return outputs of a timer's event with an update in place of each text.
+
+    Gradio keeps a component, until the visitor leaves, for each text that follows a `gr.skip()`.
+    """
+    return [gr.update(value=output) if isinstance(output, str) else output for output in outputs]
 
 
 @dataclass(frozen=True)

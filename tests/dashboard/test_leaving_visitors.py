@@ -161,6 +161,21 @@ def test_a_browser_that_closes_at_any_message_leaves_a_page_that_answers(worker:
         assert "abc" in str(last)
 
 
+def test_a_session_keeps_no_component_of_an_earlier_tick(worker: ChatWorker, tmp_path: Path) -> None:
+    """With a new run each time, which changes the list and the choices, and without a change."""
+    blocks = app.build(RunsFolder(tmp_path), worker)
+    kept = []
+    with served_here(blocks) as url:
+        visitor = PageClient(url, blocks)
+        for number in range(6):
+            if number % 2:
+                make_run(tmp_path, f"run{number}")
+            assert list(visitor.stream("refresh", ["one", "en", None, "", "", "newest"]))[-1]["success"]
+            (session,) = blocks.state_holder.session_data.values()
+            kept.append(len(session.blocks_config.blocks))
+    assert kept == kept[:1] * 6
+
+
 def test_gradio_makes_no_table_of_past_events(monkeypatch: pytest.MonkeyPatch) -> None:
     tables = list[object]()
     monkeypatch.setattr(pd, "DataFrame", lambda records: tables.append(records))

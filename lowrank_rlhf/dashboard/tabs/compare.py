@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from lowrank_rlhf.dashboard.page import QUIET, DashboardPage
+from lowrank_rlhf.dashboard.page import QUIET, DashboardPage, as_updates, delayed_update, updates_of
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.served import comparison
 from lowrank_rlhf.dashboard.tabs.runs_html import command_line, note, report_frame
@@ -41,9 +41,9 @@ def build(page: DashboardPage) -> None:
     shown, seen = gr.HTML("", elem_id="comparison"), gr.State({})
 
     def refresh(given: Sequence[str] | None, language: str, before: dict[str, Any]) -> list[Any]:
-        return _refresh(page.runs, given or [], language, before)
+        return as_updates(_refresh(page.runs, given or [], language, before))
 
-    inputs, outputs = [chosen, page.language, seen], [chosen, shown, seen]
+    inputs, outputs = [chosen, page.language, seen], [updates_of(chosen), shown, seen]
     gr.on(None, None, None, chosen, js=_RESTORE, **QUIET)
     chosen.change(None, chosen, None, js=_KEEP, **QUIET)
     gr.on([*page.while_shown, chosen.change, page.language.change], refresh, inputs, outputs, **QUIET)
@@ -55,7 +55,7 @@ def _refresh(runs: RunsFolder, given: Sequence[str], language: str, before: dict
     now = {"names": names, "shown": (list(given), language, version)}
     if now == before:
         return [gr.skip()] * 3
-    choices = gr.skip() if names == before.get("names") else gr.update(choices=names)
+    choices = gr.skip() if names == before.get("names") else delayed_update(choices=names)
     made = gr.skip() if now["shown"] == before.get("shown") else _comparison(runs, given, language, version)
     return [choices, made, now]
 

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from lowrank_rlhf.dashboard import jobs
-from lowrank_rlhf.dashboard.page import EVENT, OF_RUN, QUIET, DashboardPage
+from lowrank_rlhf.dashboard.page import EVENT, OF_RUN, QUIET, DashboardPage, as_updates
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.served import exports
 from lowrank_rlhf.dashboard.tabs.runs_html import command_line, note, report_frame
@@ -35,7 +35,7 @@ def build(page: DashboardPage) -> None:
 
     def refresh(chosen: str | None, language: str, before: Any) -> list[Any]:
         now = _contents(page.runs, chosen, language)
-        return [gr.skip()] * 3 if now == before else [*now, now]
+        return [gr.skip()] * 3 if now == before else as_updates([*now, now])
 
     def export(kind: str) -> Any:
         return lambda chosen, language: _export(page, chosen, language, kind)

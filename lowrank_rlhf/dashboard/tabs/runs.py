@@ -7,7 +7,16 @@ import gradio as gr
 
 from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.browser import address
-from lowrank_rlhf.dashboard.page import EVENT, OF_RUN, QUIET, SECONDS, DashboardPage
+from lowrank_rlhf.dashboard.page import (
+    EVENT,
+    OF_RUN,
+    QUIET,
+    SECONDS,
+    DashboardPage,
+    as_updates,
+    delayed_update,
+    updates_of,
+)
 from lowrank_rlhf.dashboard.run_status import RunStatus, is_archived
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.tabs import deleting, redo, run_filter, start
@@ -50,12 +59,13 @@ def build(page: DashboardPage) -> None:
     archive, unarchive, *changed_list = deleting.build(page)
     with above:
         begin = start.build(page)
-    buttons = [stop, resume, again.stage, again.button, undo, rank, archive, unarchive]
-    outputs = [listing, about, page.run, *buttons, begin.block, filter_row, previous]
+    buttons = [stop, resume, updates_of(again.stage), again.button, undo, rank, archive, unarchive]
+    outputs = [listing, about, updates_of(page.run), *buttons, begin.block, filter_row, previous]
     inputs = [page.run, page.language, previous, *filter_fields]
 
     def refresh(chosen: str | None, language: str, before: dict[str, Any], *wanted: str | None) -> list[Any]:
-        return _refresh(page.runs, chosen, language, before, RunFilter(*(value or "" for value in wanted)))
+        found = _refresh(page.runs, chosen, language, before, RunFilter(*(value or "" for value in wanted)))
+        return as_updates(found)
 
     def act(action: Action) -> Any:
         return lambda chosen, language: _act(page, action, chosen, language)
@@ -144,10 +154,10 @@ def _refresh(
     return [
         gr.skip() if now["listing"] == before.get("listing") else run_list(*now["listing"]),
         changed(now["about"], "about"),
-        changed(gr.update(choices=offered, **chooses), "choice"),
+        changed(delayed_update(choices=offered, **chooses), "choice"),
         changed(gr.update(interactive=now["can_stop"]), "can_stop"),
         changed(gr.update(interactive=now["can_resume"]), "can_resume"),
-        changed(gr.update(choices=now["redo"], value=None, interactive=bool(now["redo"])), "redo", "choice"),
+        changed(delayed_update(choices=now["redo"], value=None, interactive=bool(now["redo"])), "redo", "choice"),
         changed(gr.update(interactive=bool(now["redo"])), "redo"),
         changed(gr.update(visible=now["can_undo"]), "can_undo"),
         changed(gr.update(visible=now["can_rank"]), "can_rank"),

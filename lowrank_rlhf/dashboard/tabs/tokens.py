@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 from pydantic import ValidationError
 
-from lowrank_rlhf.dashboard.page import OF_RUN, DashboardPage
+from lowrank_rlhf.dashboard.page import OF_RUN, DashboardPage, as_updates, delayed_update, updates_of
 from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.reports.format import number
@@ -47,11 +47,11 @@ def build(page: DashboardPage) -> None:
     seen = gr.State({})
 
     def refresh(run: str | None, language: str, at: int | None, by: str, before: dict[str, Any]) -> list[Any]:
-        return _refresh(page, run, language, at, by, before)
+        return as_updates(_refresh(page, run, language, at, by, before))
 
     inputs = [page.run, page.language, step, quantity, seen]
     events = [*page.while_shown, page.run.change, page.language.change, step.input, quantity.input]
-    gr.on(events, refresh, inputs, [column, title, step, quantity, shown, seen], **OF_RUN)
+    gr.on(events, refresh, inputs, [column, title, *map(updates_of, (step, quantity)), shown, seen], **OF_RUN)
 
 
 def _refresh(
@@ -84,8 +84,8 @@ def _refresh(
         gr.skip() if same_language else f"<h2>{html(t('tokens.title', language))}</h2>",
         gr.skip()
         if before.get("steps") == steps and before["place"] == place
-        else gr.update(choices=steps, value=step),
-        gr.skip() if same_language else gr.update(choices=names, value=quantity),
+        else delayed_update(choices=steps, value=step),
+        gr.skip() if same_language else delayed_update(choices=names, value=quantity),
         gr.skip() if before.get("shown") == now["shown"] else tokens(answers, quantity, language),
         now,
     ]

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from lowrank_rlhf.dashboard import jobs
-from lowrank_rlhf.dashboard.page import OF_RUN, DashboardPage
+from lowrank_rlhf.dashboard.page import OF_RUN, DashboardPage, as_updates
 from lowrank_rlhf.dashboard.run_status import RunStatus
 from lowrank_rlhf.dashboard.served.curves import CURVES
 from lowrank_rlhf.dashboard.tabs import tokens
@@ -35,7 +35,7 @@ def build(page: DashboardPage) -> None:
     seen = gr.State({})
 
     def refresh(chosen: str | None, language: str, before: dict[str, Any]) -> list[Any]:
-        return _refresh(page, chosen, language, before)
+        return as_updates(_refresh(page, chosen, language, before))
 
     inputs, outputs = [page.run, page.language, seen], [*parts, seen]
     for event in (*page.while_shown, page.run.change, page.language.change):
