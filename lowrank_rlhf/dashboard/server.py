@@ -17,6 +17,7 @@ from lowrank_rlhf.dashboard.access.guard import MAX_BODY_BYTES, RequestGuard
 from lowrank_rlhf.dashboard.access.login import PATHS, Login
 from lowrank_rlhf.dashboard.access.password import LOOPBACK
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.models.allocator import return_large_blocks
 from lowrank_rlhf.preferences.team.invitations import Invitations
 
 _FONTS = ["system-ui", "Noto Sans", "Noto Sans CJK SC", "sans-serif"]
@@ -104,6 +105,7 @@ def serve(
     if not address.proxy_names:  # no proxy is expected: a visitor must not choose the address that the login counts
         os.environ["FORWARDED_ALLOW_IPS"] = ""
     os.environ |= _NO_STATISTICS
+    return_large_blocks()
     blocks.queue()
     blocks.launch(
         server_name=address.host,

@@ -8,8 +8,9 @@ from typing import Any
 
 from lowrank_rlhf.run.memory_usage import free_memory_bytes, memory_in_use_bytes, mps_memory_bytes
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h of glibc
 _KEPT_BYTES = (1 << 31) - 1  # the maximum for mallopt
+_LARGE_BYTES = 1 << 16
 _CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")  # of oneDNN, and of PyTorch's layer above it
 _KEPT_KERNELS = "64"
 
@@ -24,6 +25,17 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def return_large_blocks() -> None:
+    """Let glibc return each freed block of 64 KiB or more to the system at once, for a process without tensors.
+
+    By default the limit rises to the largest block that was freed, and a server keeps gaps for its largest answers in
+    every thread's heap. No effect without glibc.
+    """
+    mallopt = _glibc("mallopt")
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 def keep_few_kernels() -> None:

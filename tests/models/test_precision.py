@@ -157,6 +157,30 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert faults("keep_freed_memory()") < faults("") / 4
 
 
+@pytest.mark.skipif(allocator._glibc("mallopt") is None, reason="not glibc")
+def test_large_blocks_are_returned_to_the_system_when_they_are_freed() -> None:
+    """50 MiB of blocks between one that was larger and one that stays."""
+    script = """
+import psutil
+from lowrank_rlhf.models.allocator import return_large_blocks
+RETURN
+b"x" * (1 << 24)
+size = 1 << 18
+blocks = [b"x" * size for _ in range(200)]
+stays = b"x" * (size // 2)
+full = psutil.Process().memory_info().rss
+del blocks
+print(full - psutil.Process().memory_info().rss)
+"""
+
+    def returned(before: str) -> int:
+        command = [sys.executable, "-c", script.replace("RETURN", before)]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) >> 20
+
+    assert returned("") < 10
+    assert returned("return_large_blocks()") > 40
+
+
 @pytest.mark.skipif(allocator._glibc("malloc_trim") is None, reason="not glibc")
 def test_kept_memory_can_be_released() -> None:
     script = """
