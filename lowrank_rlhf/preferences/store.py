@@ -5,7 +5,7 @@ import sqlite3
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ from lowrank_rlhf.preferences.store_rows import (
     read_item,
     shared_rankings,
 )
-from lowrank_rlhf.preferences.store_schema import create_or_upgrade
+from lowrank_rlhf.preferences.store_schema import VERSION, create_or_upgrade, enable_wal, schema_version
 from lowrank_rlhf.preferences.team.guidelines import Guidelines, insert_guidelines, read_guidelines
 from lowrank_rlhf.run import fault_points
 from lowrank_rlhf.run.records import Prompt, Ranking, Sample
@@ -69,9 +69,12 @@ class AnnotationStore:
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self.path, self._clock = path, clock
-        with self.transaction(write=True) as database:
-            create_or_upgrade(database, path)
-        self._enable_wal()
+        with self.transaction() as database:
+            version = schema_version(database, path)
+        if version != VERSION:  # opened often: waits for no writer
+            with self.transaction(write=True) as database:
+                create_or_upgrade(database, path)
+            enable_wal(path, BUSY_SECONDS)
 
     def add_items(self, prompts: Iterable[Prompt], samples: Iterable[Sample]) -> None:
         """Add prompts with their answers; existing ones stay. Prompts with fewer than two answers are left out.
@@ -282,14 +285,6 @@ class AnnotationStore:
                 )
                 raise CannotFit(Fault("store_disk", text, path=self.path, reason=str(error))) from error
             raise UserError(Fault("store", "{path}: {reason}", path=self.path, reason=str(error))) from error
-
-    def _enable_wal(self) -> None:
-        """Turn on write-ahead logging, so that readers do not wait for a writer; the file remembers it.
-
-        Everything works without it: some file systems cannot do it, and another process may be enabling it right now.
-        """
-        with suppress(sqlite3.DatabaseError), closing(sqlite3.connect(self.path, timeout=BUSY_SECONDS)) as database:
-            database.execute("PRAGMA journal_mode = WAL")
 
 
 def _shuffled(item: Item, annotator: str, done: int) -> Item:

@@ -1,6 +1,7 @@
 """Tables of the annotation store, and the upgrade of older versions."""
 
 import sqlite3
+from contextlib import closing, suppress
 from pathlib import Path
 
 from lowrank_rlhf.errors import Fault, UserError
@@ -64,25 +65,45 @@ _LATER = {
 }
 
 
-def create_or_upgrade(database: sqlite3.Connection, path: Path) -> None:
-    """Create the tables in an empty file, or add those that an older version lacks; every row is kept.
+def schema_version(database: sqlite3.Connection, path: Path) -> int | None:
+    """Return the version of the tables; None for an empty file.
 
     Raises `UserError` for another program's database and for a newer version's.
     """
     if database.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0] == 0:
+        return None
+    if database.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        raise UserError(Fault("no_store", "{path}: an SQLite database, but not an annotation store", path=path))
+    version = int(database.execute("PRAGMA user_version").fetchone()[0])
+    if version > VERSION:
+        text = "{path}: written by a newer version (schema {version}); update lowrank_rlhf"
+        raise UserError(Fault("newer_store", text, path=path, version=version))
+    return version
+
+
+def create_or_upgrade(database: sqlite3.Connection, path: Path) -> None:
+    """Create the tables in an empty file, or add those that an older version lacks; every row is kept.
+
+    Raises as `schema_version`.
+    """
+    version = schema_version(database, path)
+    if version is None:
         for statement in _FIRST:
             database.execute(statement)
         version = 1
-    else:
-        if database.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-            raise UserError(Fault("no_store", "{path}: an SQLite database, but not an annotation store", path=path))
-        version = int(database.execute("PRAGMA user_version").fetchone()[0])
-        if version > VERSION:
-            text = "{path}: written by a newer version (schema {version}); update lowrank_rlhf"
-            raise UserError(Fault("newer_store", text, path=path, version=version))
     database.create_function("chance", 2, chance, deterministic=True)
     for number in range(version + 1, VERSION + 1):
         for statement in _LATER[number]:
             database.execute(statement)
     if version < VERSION:
         database.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def enable_wal(path: Path, seconds: float) -> None:
+    """Turn on write-ahead logging, so that readers do not wait for a writer; the file remembers it.
+
+    Everything works without it: some file systems cannot do it, and another process may be enabling it right now, which
+    is waited for up to `seconds`.
+    """
+    with suppress(sqlite3.DatabaseError), closing(sqlite3.connect(path, timeout=seconds)) as database:
+        database.execute("PRAGMA journal_mode = WAL")

@@ -267,6 +267,14 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     assert AnnotationStore(path).ranked_prompts() == 40
 
 
+def test_a_store_is_opened_and_read_while_another_process_writes(store: AnnotationStore, monkeypatch) -> None:
+    monkeypatch.setattr("lowrank_rlhf.preferences.store.BUSY_SECONDS", 0.1)
+    writer = sqlite3.connect(store.path, isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    assert AnnotationStore(store.path).counts("ann").prompts == 3
+    writer.close()
+
+
 def test_many_threads_create_and_fill_one_file(tmp_path: Path) -> None:
     errors: list[Exception] = []
 
