@@ -109,8 +109,11 @@ def pace_text(pace: DeadlinePace | None) -> str:
 
 
 def _gain(project: Project) -> str:
-    """Return a sentence on what further rankings would gain by the newest reward model; empty without its curve."""
-    tests = project.reward_tests
+    """Return a sentence on what further rankings would gain by the newest reward model.
+
+    Empty without its curve, or if no prompts are left to rank.
+    """
+    tests = project.reward_tests if project.has_unranked else ()
     curve = tests[-1].curve if tests else None
     return f"By the last reward model, {curve.in_words()}." if curve else ""
 
