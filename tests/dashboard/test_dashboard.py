@@ -160,14 +160,15 @@ def test_an_alarm_leads_to_its_curve_and_to_the_answers_at_its_step(tmp_path) ->
     for step in range(0, 60, 4):
         append_line(run / "watched.jsonl", {"step": step, "prompt_id": "a", "prompt": "ask", "answer": f"a{step}"})
     page = SimpleNamespace(runs=RunsFolder(tmp_path))
-    _, alarms, curves, answers, _, seen = watch._refresh(page, "one", "en", {})
+    _, alarms, curves, earlier, answers, _, seen = watch._refresh(page, "one", "en", {})
     assert '<a href="#chart-kl">' in alarms
     assert '<figure id="chart-kl">' in curves
     assert '<a href="#answers-4">Answers at step 4</a>' in alarms
     assert answers.count('<td id="answers-4"') == 1
     assert re.findall("<th>(.*?)</th>", answers)[1:4] == ["SFT (before)", "Step 4", "Step 44"]
     assert f'<figure id="chart-{in_round("kl", 2)}">' in watch._curves(rows, 2, "en")
-    assert all(part == gr.skip() for part in watch._refresh(page, "one", "en", seen)[:5])
+    assert earlier == ""
+    assert all(part == gr.skip() for part in watch._refresh(page, "one", "en", seen)[:6])
 
 
 def test_alarms_of_a_run_without_metrics_are_shown(tmp_path, monkeypatch) -> None:
