@@ -19,6 +19,7 @@ from platforms import posix
 
 from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.browser import address
+from lowrank_rlhf.dashboard.ranking.text import texts as texts_of_ranking
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.talk import kept
 from lowrank_rlhf.dashboard.text import LANGUAGE_LABEL, table
@@ -344,10 +345,21 @@ def test_the_language_switches_everything(nasty, open_page) -> None:
     assert page.evaluate("document.documentElement.lang") == "zh"
 
 
+NAMES_SEEN = """setInterval(() => {
+  window.namesSeen = (window.namesSeen || new Set()).add(document.querySelector('#ranking-name')?.innerText || '');
+}, 5)"""
+
+
 def test_a_chinese_browser_gets_chinese(nasty, open_page) -> None:
-    page = open_page(nasty, locale="zh-CN")
+    """The name box of tab Rank from its first moment."""
+    page = open_page(nasty, locale="zh-CN", init=NAMES_SEEN)
     shows(page, "#tab-talk-button", table("zh")["tab.talk"])
     shows(page, "#stop", table("zh")["runs.stop"])
+    page.click("#tab-rank-button")
+    page.reload()
+    name = texts_of_ranking("zh")["page.name"]
+    page.wait_for_function(f"document.querySelector('#ranking-name')?.innerText.includes('{name}')")
+    assert all(name in seen for seen in page.evaluate("[...window.namesSeen].filter(Boolean)"))
 
 
 def test_a_phone_can_use_it(nasty, open_page) -> None:
