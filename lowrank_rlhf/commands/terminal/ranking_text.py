@@ -152,7 +152,8 @@ def _verdict(project: Project) -> str:
         return f"First check the rankings by {names}: see label RUN --stats."
     if need.passes is None or need.accuracy is None:
         return ""
+    ranked = f"{need.prompts + need.earlier} of all rounds" if need.earlier else f"{need.prompts}"
     return (
-        f"With {need.prompts}, a reward model that orders {100 * need.accuracy:.0f} % of pairs correctly passes its "
+        f"With {ranked}, a reward model that orders {100 * need.accuracy:.0f} % of pairs correctly passes its "
         f"test in {100 * need.passes:.0f} % of simulations."
     )

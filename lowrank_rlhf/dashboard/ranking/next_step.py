@@ -8,6 +8,7 @@ from lowrank_rlhf.dashboard.ranking.text import at_work_text, percent, say
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.pipeline.pipeline import stages_of
 from lowrank_rlhf.preferences.carelessness import AnnotatorCheck
+from lowrank_rlhf.preferences.enough import RankingNeed
 from lowrank_rlhf.preferences.overview import RankingProgress
 from lowrank_rlhf.preferences.project import Project
 from lowrank_rlhf.run.directory import RunDir
@@ -96,7 +97,7 @@ def _say(key: str, project: Project, now: RankingProgress, language: str) -> str
         key,
         language,
         more=now.needed - now.ranked_by_anyone,
-        needed=need.prompts,
+        needed=_ranked(need, language),
         passes=percent(need.passes or 0.0),
         accuracy=percent(need.accuracy or 0.0),
         measured=percent(tests[-1].accuracy) if tests else "-",
@@ -104,3 +105,10 @@ def _say(key: str, project: Project, now: RankingProgress, language: str) -> str
         pairs=doubt.pairs if doubt else 0,
         command=project.next_command,
     )
+
+
+def _ranked(need: RankingNeed, language: str) -> str:
+    """Return the number of ranked prompts that a reward model learns from, with those of earlier rounds."""
+    if not need.earlier:
+        return str(need.prompts)
+    return say("next.of_all_rounds", language, count=need.prompts + need.earlier, earlier=need.earlier)

@@ -184,7 +184,8 @@ def _guidelines(found: Overview, language: str) -> list[Reply]:
 
 
 def _accuracy(found: Overview, project: Project, language: str) -> Reply:
-    rows = [_tested("accuracy.figure", one, language) for one in found.reward_tests]
+    keys = ["accuracy.figure_rounds" if one.earlier else "accuracy.figure" for one in found.reward_tests]
+    rows = [_tested(key, one, language) for key, one in zip(keys, found.reward_tests, strict=True)]
     if not found.reward_tests:
         return _row("accuracy", language, "-", gain="")
     if not project.has_unranked:
