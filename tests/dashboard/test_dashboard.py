@@ -120,7 +120,8 @@ def test_greedy_answers_come_first(tmp_path, language) -> None:
     run = make_run(tmp_path)
     shown = samples(run, [], [row | greedy], language)
     parts = re.findall(r"<div[^>]*>(.*?)</div>", shown.partition("<tbody>")[2])
-    reward, judge = t("samples.score", language), t("samples.judge", language)
+    names = {"en": ("reward model's score", "judge's score"), "zh": ("奖励模型得分", "评判得分")}
+    reward, judge = map(html, names[language])
     names = t("samples.greedy", language), t("samples.sampled_answer", language)
     before = [names[0], "three", f"{reward} 3.00", names[1], "one", f"{reward} 1.00 · {judge} 0.50"]
     after = [names[0], "four", f"{reward} – · {judge} 0.70", names[1], "two", f"{reward} 2.00"]
@@ -140,7 +141,8 @@ def test_answers_by_step_show_sft_and_the_last_evaluations(tmp_path) -> None:
     assert re.findall("<th>(.*?)</th>", shown) == ["Prompt", "SFT (before)", "Step 6", "Step 8", "Step 10", "Step 12"]
     first = re.findall(r'<div dir="auto">(.*?)</div>', shown.partition("<tbody>")[2].partition("</tr><tr>")[0])
     assert first == ["ask a", "a0", "a6", "a8", "a10", "a12"]
-    assert "reward 1.2" in shown
+    assert "reward model&#x27;s score 1.2" in shown
+    assert "score by ppo.rewards 1.2" in samples(make_run(tmp_path, "own"), rows, [], "en", own_rewards=True)
 
 
 def test_alarms_are_shown_in_the_readers_language() -> None:

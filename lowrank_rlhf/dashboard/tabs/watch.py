@@ -16,7 +16,7 @@ from lowrank_rlhf.dashboard.tail import last_lines
 from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.reports.alarms import ANSWERS, Alarm
-from lowrank_rlhf.reports.charts import ChartFigure, curve_figures, in_round, of_round
+from lowrank_rlhf.reports.charts import ChartFigure, curve_figures, in_round, of_round, reward_names
 from lowrank_rlhf.reports.locale import Locale, locale
 from lowrank_rlhf.reports.templating import inline_code
 from lowrank_rlhf.run.directory import RunDir
@@ -73,7 +73,9 @@ def _refresh(page: DashboardPage, chosen: str | None, language: str, before: dic
         "alarms": lambda: _alarms(alarms, round_dir.number, watched, language) if rows or alarms else "",
         "curves": lambda: _curves(rows, round_dir.number, language),
         "earlier": lambda: "".join(_folded(rows, number, language) for number, rows, _ in earlier),
-        "samples": lambda: samples(round_dir.path, watched, evaluated, language, round_dir.number, steps),
+        "samples": lambda: samples(
+            round_dir.path, watched, evaluated, language, round_dir.number, steps, bool(reward_names(rows))
+        ),
         "log": lambda: inputs_of["log"],
     }
     changed = [made[name]() if inputs_of[name] != before.get(name) else gr.skip() for name in made]
