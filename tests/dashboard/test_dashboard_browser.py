@@ -152,7 +152,7 @@ def test_talk_and_vote(tmp_path, tiny_folder, open_page) -> None:
         page = open_page(url, permissions=["clipboard-read", "clipboard-write"])
         go_to(page, "talk")
         page.click("#talk-more button")
-        shows(page, "#speakers label", ["Base", "SFT", "Policy"])
+        shows(page, "#speakers label", ["Base", "SFT", "Aligned"])
         policy = folder / "tiny" / "adapters" / "policy"
         policy.rename(tmp_path / "policy")
         for tab in ("runs", "talk"):
@@ -167,11 +167,11 @@ def test_talk_and_vote(tmp_path, tiny_folder, open_page) -> None:
             return notes.length == count && notes.every((note) => note.includes('reward'));
         }"""
         page.wait_for_function(answered, arg=3)
-        assert texts(page, ".card h3") == ["Base", "SFT", "Policy"]
+        assert texts(page, ".card h3") == ["Base", "SFT", "Aligned"]
         assert all(re.search(r"reward [+-]\d", text) for text in texts(page, ".card .soft"))
         assert texts(page, ".card .question") == [f"question {NASTY[:20]}"] * 3
         questions_while_the_models_load(page, answered)
-        shows(page, "#speakers label", ["Base", "SFT", "Policy"])
+        shows(page, "#speakers label", ["Base", "SFT", "Aligned"])
 
         page.check("#blind input")
         page.fill("#question textarea", "question")
@@ -185,7 +185,7 @@ def test_talk_and_vote(tmp_path, tiny_folder, open_page) -> None:
             shows(page, "#vote-first", label)
         page.click("#vote-first")
         page.wait_for_selector("#talk-status .note.good")
-        assert re.search(r"A was (SFT|Policy), B was (SFT|Policy)", page.inner_text("#talk-status"))
+        assert re.search(r"A was (SFT|Aligned), B was (SFT|Aligned)", page.inner_text("#talk-status"))
         page.uncheck("#blind input")
         store = AnnotationStore(folder / "tiny" / "talk" / "annotations.sqlite")
         (ranking,) = store.rankings()
@@ -232,7 +232,7 @@ def talk_on(page: Any, folder: Path) -> None:
     page.click("#ask")
     page.wait_for_function(finished)
     assert questions.all_inner_texts() == ["changed"] * 2
-    assert texts(page, ".card h3") == ["SFT", "Policy"]
+    assert texts(page, ".card h3") == ["SFT", "Aligned"]
     page.fill("#question textarea", "typed")
     page.click("#ask-again")
     page.wait_for_function("""() => {
