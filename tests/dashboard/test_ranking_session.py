@@ -321,6 +321,7 @@ def test_nothing_is_offered_where_no_prompt_is_left(tmp_path: Path) -> None:
     assert "more rankings would gain" not in gain()
     assert "All prompts are ranked" in gain()
     resumes, thanks = rank(2, ("p2-0",), ("p2-1",))
+    assert annotator({"do": "open", **asked})["progress"]["line"][0] == "all 3 prompts ranked"
     assert resumes.startswith("Enough to resume the run")
     assert thanks == "All prompts are ranked, and that is enough. Thank you."
     assert "would gain" not in project_summary(open_project(store.path.parent))

@@ -9,7 +9,7 @@ from lowrank_rlhf.errors import visible
 from lowrank_rlhf.maths.reward_gate import prompts_for_curve
 from lowrank_rlhf.preferences.carelessness import AnnotatorCheck
 from lowrank_rlhf.preferences.labelling import FLAGS, Command, Draft, Refusal, press
-from lowrank_rlhf.preferences.overview import GENERAL, Overview, careless_annotators, ranking_progress
+from lowrank_rlhf.preferences.overview import GENERAL, Overview, RankingProgress, careless_annotators, ranking_progress
 from lowrank_rlhf.preferences.project import Project
 from lowrank_rlhf.preferences.reward_tests import CurvePoint, RewardTest
 from lowrank_rlhf.preferences.store import Item
@@ -73,8 +73,7 @@ def progress_words(project: Project, annotator: str, language: str, owner: bool)
     goal = now.needed or now.prompts
     rounds = max(project.round, project.config.rounds if project.config else 1)
     parts = [say("progress.round", language, round=project.round, rounds=rounds)] if rounds > 1 else []
-    beyond = 0 < now.needed < now.ranked_by_anyone
-    parts.append(say("progress.beyond" if beyond else "progress.all", language, count=now.ranked_by_anyone, goal=goal))
+    parts.append(say(_counted(now), language, count=now.ranked_by_anyone, goal=goal))
     parts.append(say("progress.own", language, ranked=now.ranked, skipped=now.skipped))
     if now.seconds_each is not None and now.seconds_left is not None:
         each, left = duration(now.seconds_each), duration(now.seconds_left)
@@ -96,6 +95,13 @@ def progress_words(project: Project, annotator: str, language: str, owner: bool)
         "skipped": now.skipped,
         "next": step.text,
     }
+
+
+def _counted(now: RankingProgress) -> str:
+    """Return the key of the sentence on the number of ranked prompts."""
+    if 0 < now.prompts == now.ranked_by_anyone:
+        return "progress.whole"
+    return "progress.beyond" if 0 < now.needed < now.ranked_by_anyone else "progress.all"
 
 
 def figures_words(found: Overview, project: Project, language: str, owner: bool) -> list[Reply]:
