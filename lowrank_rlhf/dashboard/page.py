@@ -34,7 +34,9 @@ def updates_of(component: Any) -> gr.State:
     """
     state = gr.State(None)
 
-    def properties(update: dict[str, Any]) -> Any:
+    def properties(update: dict[str, Any] | None) -> Any:
+        if update is None:  # some loads of the page count as a change
+            return gr.skip()
         return gr.update(**{name: value for name, value in update.items() if name != "number"})
 
     state.change(properties, state, component, **QUIET)

@@ -73,6 +73,8 @@ class RunStatus:
     pid: int | None = None
     algorithm: str = "ppo"
     """`align.algorithm` of the config."""
+    people_rank: bool = False
+    """True if people rank in a stage that is not done; no estimate has their time."""
     archived: bool = False
     """True for a run that a person took out of the list."""
 
@@ -199,6 +201,9 @@ class StatusReader:
             exit_code=code,
             pid=worker.process.pid if worker and worker.process else None,
             algorithm=algorithm,
+            people_rank=config is not None
+            and config.rank.source == "human"
+            and any(split(name)[1] == "rank" and name not in marks for name in stages),
             archived=is_archived(path),
         )
 

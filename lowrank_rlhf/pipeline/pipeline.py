@@ -248,17 +248,20 @@ def _write_started(path: Path, started: Started) -> None:
 
 def _to_go(
     chosen: Sequence[Stage], stage: Stage, config: Config, run_dir: RunDir, data: RunData
-) -> tuple[float | None, Later]:
-    """Return the seconds from a stage to the end of the run, and an estimator for the stages after it."""
+) -> tuple[float | None, Later, bool]:
+    """Return the seconds from a stage to the end of the run, an estimator for the stages after it, and if people rank.
+
+    Their time is not included.
+    """
     marks = {each.name: run_dir.mark(each.name) for each in chosen}
     # The model is loaded and converted once, independent of the stage.
     done = {name: mark.seconds - mark.loading_seconds for name, mark in marks.items() if mark}
-    shape = find_shape(config.model)
-    if shape is None:
-        return None, lambda _: None
+    people_rank = config.rank.source == "human" and any(each.kind == "rank" and not marks[each.name] for each in chosen)
+    if (shape := find_shape(config.model)) is None:
+        return None, lambda _: None, people_rank
     amount = stage_costs(config, run_dir, shape, data)
     amount = {name: amount[name] for name in marks}
-    return seconds_to_go(done, amount), lambda own: seconds_to_go({**done, stage.name: own}, amount)
+    return seconds_to_go(done, amount), lambda own: seconds_to_go({**done, stage.name: own}, amount), people_rank
 
 
 def _refuse_stale(statuses: Sequence[StageStatus]) -> None:

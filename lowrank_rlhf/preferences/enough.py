@@ -25,6 +25,8 @@ class RankingNeed(NamedTuple):
     """Expected share of reward models that pass their test with `prompts`; None if one has passed or none is tested."""
     accuracy: float | None = None
     """Pair accuracy that `passes` is computed for: assumed, or near that of the reward model that failed."""
+    earlier: int = 0
+    """Prompts ranked in earlier rounds, which `passes` is computed with too."""
 
     @property
     def few(self) -> bool:
@@ -59,4 +61,4 @@ def needed(config: Config, run: Path, available: int) -> RankingNeed:
     if measured and not measured.weakness:
         return RankingNeed(prompts, reason)
     passes = expected_passes(prompts + earlier, accuracy, *test) if prompts > 1 else 0.0
-    return RankingNeed(prompts, reason, passes, accuracy)
+    return RankingNeed(prompts, reason, passes, accuracy, earlier)

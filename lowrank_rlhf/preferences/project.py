@@ -14,6 +14,7 @@ from lowrank_rlhf.preferences.enough import RankingNeed, needed
 from lowrank_rlhf.preferences.queue import AssignmentRules
 from lowrank_rlhf.preferences.reward_tests import RewardTest, reward_tests
 from lowrank_rlhf.preferences.store import AnnotationCounts, AnnotationStore, Item
+from lowrank_rlhf.preferences.store_rows import any_unranked
 from lowrank_rlhf.preferences.team.guidelines import Guidelines, version_of
 from lowrank_rlhf.preferences.team.pace import DeadlinePace, pace_until
 from lowrank_rlhf.run.directory import RunDir
@@ -114,6 +115,12 @@ class Project:
     def enough(self) -> bool:
         """True if the run can resume."""
         return self.store.ranked_prompts() >= self.needed
+
+    @property
+    def has_unranked(self) -> bool:
+        """True if there are prompts that nobody has ranked, attention checks aside."""
+        with self.store.transaction() as database:
+            return any_unranked(database)
 
     @property
     def refused(self) -> bool:

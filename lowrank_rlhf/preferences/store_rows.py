@@ -84,6 +84,12 @@ def ranked_by_anyone(database: sqlite3.Connection, prompt_id: str) -> bool:
     return database.execute(query, (prompt_id,)).fetchone() is not None
 
 
+def any_unranked(database: sqlite3.Connection) -> bool:
+    """Return True if nobody has ranked one of the prompts that are no attention checks."""
+    query = "SELECT 1 FROM prompts WHERE annotators = 0 AND id NOT IN (SELECT prompt_id FROM checks) LIMIT 1"
+    return database.execute(query).fetchone() is not None
+
+
 def insert_ranking(database: sqlite3.Connection, saved: SavedRanking) -> None:
     """Append a ranking."""
     ranking = saved.ranking

@@ -24,7 +24,6 @@ _SECONDS_BETWEEN_FILES = 1.0
 _ONCE_MORE = b" Press Ctrl-C again to stop immediately."
 _STOPPED = "Stopped; {saved}. To resume, rerun the same command."
 
-
 Later = Callable[[float], float | None]
 """Estimate the seconds of the later stages from the seconds of the running one."""
 
@@ -129,16 +128,17 @@ class Progress:
         does: str,
         eta_seconds: float | None = None,
         later: Later | None = None,
+        people_rank: bool = False,
     ) -> None:
         """Print a stage's heading: `[3/6] rank: rank the answers, best to worst  (1:02 so far)`.
 
-        `later` is passed to the bars of this stage.
+        `later` is passed to the bars of this stage. `people_rank`: they do so before the run ends.
         """
         self._later, self._stage = later, name
         self._forget()
         times = f"{duration(self._clock() - self._started)} so far"
         if eta_seconds is not None:
-            times += f", about {duration(eta_seconds)} to go"
+            times += f", about {duration(eta_seconds)} to go" + (", without the time to rank" if people_rank else "")
         self.say(f"[{index}/{count}] {name}: {does}  ({times})")
 
     @contextmanager

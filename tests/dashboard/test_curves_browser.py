@@ -102,6 +102,10 @@ def test_a_later_round_is_named_and_stage_names_do_not_wrap(url: str, chromium: 
     frontier.locator("button.log").click()
     assert [text.partition("log · ")[2] for text in labels(frontier) if "log · " in text] == ["2 values ≤ 0"]
     assert frontier.locator("svg").evaluate(OVERLAPS) == []
+    page.locator("#watch-earlier summary", has_text="Curves of round 1").click()
+    first = page.locator("#watch-earlier figure").filter(has=page.locator('a[download="scores.csv"]'))
+    assert first.locator("b").inner_text() == "Policy: score"
+    assert first.locator("svg").is_visible()
     names = page.locator(".pipeline b")
     assert "round-2/evaluate" in names.all_inner_texts()
     heights = {round(names.nth(at).bounding_box()["height"]) for at in range(names.count())}

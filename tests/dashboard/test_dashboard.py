@@ -120,7 +120,8 @@ def test_greedy_answers_come_first(tmp_path, language) -> None:
     run = make_run(tmp_path)
     shown = samples(run, [], [row | greedy], language)
     parts = re.findall(r"<div[^>]*>(.*?)</div>", shown.partition("<tbody>")[2])
-    reward, judge = t("samples.score", language), t("samples.judge", language)
+    names = {"en": ("reward model's score", "judge's score"), "zh": ("奖励模型得分", "评判得分")}
+    reward, judge = map(html, names[language])
     names = t("samples.greedy", language), t("samples.sampled_answer", language)
     before = [names[0], "three", f"{reward} 3.00", names[1], "one", f"{reward} 1.00 · {judge} 0.50"]
     after = [names[0], "four", f"{reward} – · {judge} 0.70", names[1], "two", f"{reward} 2.00"]
@@ -140,7 +141,8 @@ def test_answers_by_step_show_sft_and_the_last_evaluations(tmp_path) -> None:
     assert re.findall("<th>(.*?)</th>", shown) == ["Prompt", "SFT (before)", "Step 6", "Step 8", "Step 10", "Step 12"]
     first = re.findall(r'<div dir="auto">(.*?)</div>', shown.partition("<tbody>")[2].partition("</tr><tr>")[0])
     assert first == ["ask a", "a0", "a6", "a8", "a10", "a12"]
-    assert "reward 1.2" in shown
+    assert "reward model&#x27;s score 1.2" in shown
+    assert "score by ppo.rewards 1.2" in samples(make_run(tmp_path, "own"), rows, [], "en", own_rewards=True)
 
 
 def test_alarms_are_shown_in_the_readers_language() -> None:
@@ -160,14 +162,15 @@ def test_an_alarm_leads_to_its_curve_and_to_the_answers_at_its_step(tmp_path) ->
     for step in range(0, 60, 4):
         append_line(run / "watched.jsonl", {"step": step, "prompt_id": "a", "prompt": "ask", "answer": f"a{step}"})
     page = SimpleNamespace(runs=RunsFolder(tmp_path))
-    _, alarms, curves, answers, _, seen = watch._refresh(page, "one", "en", {})
+    _, alarms, curves, earlier, answers, _, seen = watch._refresh(page, "one", "en", {})
     assert '<a href="#chart-kl">' in alarms
     assert '<figure id="chart-kl">' in curves
     assert '<a href="#answers-4">Answers at step 4</a>' in alarms
     assert answers.count('<td id="answers-4"') == 1
     assert re.findall("<th>(.*?)</th>", answers)[1:4] == ["SFT (before)", "Step 4", "Step 44"]
     assert f'<figure id="chart-{in_round("kl", 2)}">' in watch._curves(rows, 2, "en")
-    assert all(part == gr.skip() for part in watch._refresh(page, "one", "en", seen)[:5])
+    assert earlier == ""
+    assert all(part == gr.skip() for part in watch._refresh(page, "one", "en", seen)[:6])
 
 
 def test_alarms_of_a_run_without_metrics_are_shown(tmp_path, monkeypatch) -> None:

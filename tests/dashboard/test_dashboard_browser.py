@@ -19,6 +19,7 @@ from platforms import posix
 
 from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.browser import address
+from lowrank_rlhf.dashboard.ranking.text import texts as texts_of_ranking
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.talk import kept
 from lowrank_rlhf.dashboard.text import LANGUAGE_LABEL, table
@@ -151,7 +152,7 @@ def test_talk_and_vote(tmp_path, tiny_folder, open_page) -> None:
         page = open_page(url, permissions=["clipboard-read", "clipboard-write"])
         go_to(page, "talk")
         page.click("#talk-more button")
-        shows(page, "#speakers label", ["Base", "SFT", "Policy"])
+        shows(page, "#speakers label", ["Base", "SFT", "Aligned"])
         policy = folder / "tiny" / "adapters" / "policy"
         policy.rename(tmp_path / "policy")
         for tab in ("runs", "talk"):
@@ -166,11 +167,11 @@ def test_talk_and_vote(tmp_path, tiny_folder, open_page) -> None:
             return notes.length == count && notes.every((note) => note.includes('reward'));
         }"""
         page.wait_for_function(answered, arg=3)
-        assert texts(page, ".card h3") == ["Base", "SFT", "Policy"]
+        assert texts(page, ".card h3") == ["Base", "SFT", "Aligned"]
         assert all(re.search(r"reward [+-]\d", text) for text in texts(page, ".card .soft"))
         assert texts(page, ".card .question") == [f"question {NASTY[:20]}"] * 3
         questions_while_the_models_load(page, answered)
-        shows(page, "#speakers label", ["Base", "SFT", "Policy"])
+        shows(page, "#speakers label", ["Base", "SFT", "Aligned"])
 
         page.check("#blind input")
         page.fill("#question textarea", "question")
@@ -184,7 +185,7 @@ def test_talk_and_vote(tmp_path, tiny_folder, open_page) -> None:
             shows(page, "#vote-first", label)
         page.click("#vote-first")
         page.wait_for_selector("#talk-status .note.good")
-        assert re.search(r"A was (SFT|Policy), B was (SFT|Policy)", page.inner_text("#talk-status"))
+        assert re.search(r"A was (SFT|Aligned), B was (SFT|Aligned)", page.inner_text("#talk-status"))
         page.uncheck("#blind input")
         store = AnnotationStore(folder / "tiny" / "talk" / "annotations.sqlite")
         (ranking,) = store.rankings()
@@ -231,7 +232,7 @@ def talk_on(page: Any, folder: Path) -> None:
     page.click("#ask")
     page.wait_for_function(finished)
     assert questions.all_inner_texts() == ["changed"] * 2
-    assert texts(page, ".card h3") == ["SFT", "Policy"]
+    assert texts(page, ".card h3") == ["SFT", "Aligned"]
     page.fill("#question textarea", "typed")
     page.click("#ask-again")
     page.wait_for_function("""() => {
@@ -344,10 +345,21 @@ def test_the_language_switches_everything(nasty, open_page) -> None:
     assert page.evaluate("document.documentElement.lang") == "zh"
 
 
+NAMES_SEEN = """setInterval(() => {
+  window.namesSeen = (window.namesSeen || new Set()).add(document.querySelector('#ranking-name')?.innerText || '');
+}, 5)"""
+
+
 def test_a_chinese_browser_gets_chinese(nasty, open_page) -> None:
-    page = open_page(nasty, locale="zh-CN")
+    """The name box of tab Rank from its first moment."""
+    page = open_page(nasty, locale="zh-CN", init=NAMES_SEEN)
     shows(page, "#tab-talk-button", table("zh")["tab.talk"])
     shows(page, "#stop", table("zh")["runs.stop"])
+    page.click("#tab-rank-button")
+    page.reload()
+    name = texts_of_ranking("zh")["page.name"]
+    page.wait_for_function(f"document.querySelector('#ranking-name')?.innerText.includes('{name}')")
+    assert all(name in seen for seen in page.evaluate("[...window.namesSeen].filter(Boolean)"))
 
 
 def test_a_phone_can_use_it(nasty, open_page) -> None:

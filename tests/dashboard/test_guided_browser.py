@@ -148,8 +148,13 @@ def test_edited_settings_are_kept_however_often_the_question_is_declined(page) -
         dialog.dismiss()
 
     page.click("#own-prompts")
+    english = page.input_value("#model input").partition(" · ")[0]
+    page.fill("#paste textarea", "\n".join(f"{number} 请解释什么是天气，谢谢" for number in range(40)))
+    page.click("#use-pasted")
+    wait_for(lambda: page.input_value("#model input").startswith("Qwen/Qwen2.5-0.5B-Instruct · "), 20)
     page.fill("#paste textarea", prompts())
     page.click("#use-pasted")
+    wait_for(lambda: page.input_value("#model input").startswith(f"{english} · "), 20)
     page.wait_for_selector("#prompts-preview .note.good")
     page.fill("#yaml .cm-content", "name: edited")
     page.wait_for_selector("#verdict .note")

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import gradio as gr
 import pytest
 
 from lowrank_rlhf.commands.common import checked_config
@@ -273,6 +274,20 @@ def test_a_model_that_hardly_knows_the_prompts_language_is_named_by_its_tokenize
     }
     assert model_warning(Summary((30,) * 40), language) == ""
     assert form._look(str(file), "", "", str(tiny_folder()), language)[2] == warnings[3.0]
+
+
+def test_the_default_model_follows_the_language_of_the_prompts(tmp_path) -> None:
+    file = str(chinese_prompts(tmp_path))
+    assert form._default_model(file, "", "", models.ENGLISH) == models.CHINESE
+    assert form._default_model(file, "", "", "gpu_8gb") == "gpu_8gb"  # a person's choice
+    assert form._default_model(None, "", "", models.ENGLISH) == gr.skip()
+    english = str(write(tmp_path / "english", 4, "lines"))
+    assert form._default_model(english, "", "", models.CHINESE) == models.ENGLISH
+    other = Summary((30,), english=False)  # of neither language
+    assert [models.default_for(other, model) for model in (models.ENGLISH, models.CHINESE)] == [
+        models.ENGLISH,
+        models.CHINESE,
+    ]
 
 
 def test_comments_stand_above_their_settings() -> None:

@@ -16,9 +16,10 @@ from lowrank_rlhf.dashboard.talk import asking, kept
 from lowrank_rlhf.dashboard.talk.chat_session import ChatSession
 from lowrank_rlhf.dashboard.talk.talk_html import cards, voice_label
 from lowrank_rlhf.dashboard.talk.votes import VotedAnswer, save_vote
-from lowrank_rlhf.dashboard.text import html, table
+from lowrank_rlhf.dashboard.text import LANGUAGES, html, table
 from lowrank_rlhf.data.loading import load
 from lowrank_rlhf.errors import Fault, UserError
+from lowrank_rlhf.reports.locale import locale
 from lowrank_rlhf.run.records import Message
 
 QUESTION = asking.Question("why?", "one", "en", 0.7, False, [], "", None, None, 1)
@@ -189,15 +190,20 @@ class TestConversation:
 @pytest.mark.parametrize(
     ("name", "label"),
     [
-        ("policy", "Policy"),
-        ("policy-last", "Policy, last step"),
-        ("round-2", "Policy of round 2"),
-        ("step-40", "Policy at step 40"),
-        ("round-3/step-40", "Policy at step 40, round 3"),
+        ("policy", "Aligned"),
+        ("policy-last", "Aligned, last step"),
+        ("round-2", "Aligned, round 2"),
+        ("step-40", "Aligned, step 40"),
+        ("round-3/step-40", "Aligned, step 40, round 3"),
     ],
 )
 def test_a_model_has_a_name_for_people(name: str, label: str) -> None:
     assert voice_label(name, "en") == label
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_aligned_model_has_the_name_of_the_report(language: str) -> None:
+    assert locale(language)("column.policy").casefold().startswith(voice_label("policy", language).casefold())
 
 
 class TestFieldsOfTheRun:

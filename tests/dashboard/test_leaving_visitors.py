@@ -14,6 +14,7 @@ from page_client import PageClient, served_here
 
 from lowrank_rlhf.dashboard import app, chat_worker
 from lowrank_rlhf.dashboard.chat_worker import ChatUnavailable, ChatWorker
+from lowrank_rlhf.dashboard.page import delayed_update, updates_of
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 
 LETTERS = """
@@ -174,6 +175,14 @@ def test_a_session_keeps_no_component_of_an_earlier_tick(worker: ChatWorker, tmp
             (session,) = blocks.state_holder.session_data.values()
             kept.append(len(session.blocks_config.blocks))
     assert kept == kept[:1] * 6
+
+
+def test_a_state_without_an_update_changes_nothing() -> None:
+    with gr.Blocks() as blocks:
+        updates_of(gr.Radio(["a"]))
+    (applied,) = [one.fn for one in blocks.fns.values()]
+    assert applied(None) == gr.skip()
+    assert applied(delayed_update(value="a")) == gr.update(value="a")
 
 
 def test_gradio_makes_no_table_of_past_events(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,12 +22,13 @@ from lowrank_rlhf.run.directory import RunDir
 class TestNewRun:
     def test_the_chosen_runs_settings_come_into_the_form(self, tmp_path) -> None:
         run = make_run(tmp_path)
-        loaded, text, name, outcome, start = new_run._copy_settings(RunsFolder(tmp_path), run.name, "en")
+        loaded, text, name, outcome, planned, start = new_run._copy_settings(RunsFolder(tmp_path), run.name, "en")
         assert loaded == text
-        assert (text, name, outcome, start["interactive"]) == ((run / "config.yaml").read_text(), run.name, "", False)
+        assert (text, name) == ((run / "config.yaml").read_text(), run.name)
+        assert (outcome, planned, start["interactive"]) == ("", "", False)
         for chosen, expected in ((None, "runs.choose"), ("nothing", "runs.no_config")):
-            loaded, skipped, _, outcome, start = new_run._copy_settings(RunsFolder(tmp_path), chosen, "en")
-            assert loaded == ""
+            loaded, skipped, _, outcome, planned, start = new_run._copy_settings(RunsFolder(tmp_path), chosen, "en")
+            assert loaded == planned == ""
             assert html(t(expected, "en")) in outcome
             assert not isinstance(skipped, str)  # what was typed stays
             assert start["interactive"] is False
@@ -35,7 +36,7 @@ class TestNewRun:
 
     def test_edited_settings_stay_if_the_person_says_so(self) -> None:
         skip = gr.skip()
-        assert new_run._preset("quickstart", "edited") == ["", skip, skip, skip]
+        assert new_run._preset("quickstart", "edited") == ["", skip, skip, skip, skip]
         text = preset_path("quickstart").read_text(encoding="utf-8")
         assert new_run._preset("quickstart", "")[:2] == [text, text]
 

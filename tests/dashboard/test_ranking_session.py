@@ -11,7 +11,7 @@ from string import Formatter
 
 import pytest
 from annotators_page import a_run_with_answers, with_guidelines
-from dashboard_runs import event, holding
+from dashboard_runs import event, finish, holding
 
 from lowrank_rlhf.commands.terminal.ranking_text import project_summary
 from lowrank_rlhf.config.loading import dump_config, load_config
@@ -286,9 +286,73 @@ def test_enough_is_not_said_of_rankings_without_judgement(tmp_path: Path) -> Non
     assert "whether the rankings are enough depends on those named here" in careless["next"]
     assert "First check the rankings by bob <b>" in project_summary(open_project(store.path.parent))
     others = annotator(asked)["progress"]
-    assert (others["warnings"], "bob" in json.dumps(others)) == ([], False)
+    assert (others["warnings"], others["sound"], "bob" in json.dumps(others)) == ([], False, False)
+    assert "may not be enough. Further careful rankings help." in others["next"]
     assert store.exclude("bob <b>") == 12
-    assert owner(asked)["progress"]["sound"] is True
+    assert (owner(asked)["progress"]["sound"], annotator(asked)["progress"]["sound"]) == (True, True)
+    assert annotator(asked)["progress"]["next"].startswith("Enough prompts are ranked, thank you.")
+
+
+def test_nothing_is_offered_where_no_prompt_is_left(tmp_path: Path) -> None:
+    """To the owner and to annotators: three prompts, one of them without an order at first."""
+    store = a_run_with_answers(tmp_path, 3)
+    asked = {"badge": sign(SECRET, "people", "ann"), "language": "en"}
+    owner, annotator = (ranking_handler(tmp_path / "runs", SECRET, owner) for owner in (True, False))
+    curve = {"points": [], "more": 24, "gain": 0.02, "gain_interval": [0.01, 0.03]}
+    tested = {"prompts": 2, "held_out": 1, "accuracy": 0.7, "interval": [0.6, 0.8], "weakness": None, "curve": curve}
+    event(tmp_path / "runs" / "people", "measured", "reward", **tested)
+
+    def gain() -> str:
+        (row,) = [row for row in owner({"do": "figures", **asked})["figures"] if row["name"] == "Reward model"]
+        return row["means"]
+
+    def rank(prompt: int, *tiers: tuple[str, ...]) -> tuple[str, str]:
+        store.save(Ranking(prompt_id=f"p{prompt}", tiers=tiers, annotator="ann", flags=() if tiers else ("harmful",)))
+        return tuple(page({"do": "open", **asked})["progress"]["next"] for page in (owner, annotator))
+
+    assert rank(0, ("p0-0",), ("p0-1",)) == ("2 more before the run can resume",) * 2
+    assert "24 more rankings would gain" in gain()
+    rank(1, ("p1-0",), ("p1-1",))
+    for sentence in rank(2):
+        assert sentence.startswith(
+            ("1 more before the run can resume, but every prompt has been ranked", "All prompts")
+        )
+        assert "Further" not in sentence
+    assert "more rankings would gain" not in gain()
+    assert "All prompts are ranked" in gain()
+    resumes, thanks = rank(2, ("p2-0",), ("p2-1",))
+    assert annotator({"do": "open", **asked})["progress"]["line"][0] == "all 3 prompts ranked"
+    assert resumes.startswith("Enough to resume the run")
+    assert thanks == "All prompts are ranked, and that is enough. Thank you."
+    assert "would gain" not in project_summary(open_project(store.path.parent))
+
+
+def test_a_finished_run_is_not_resumed_but_trained_again_with_other_rankings(tmp_path: Path) -> None:
+    store = a_run_with_answers(tmp_path, 3, minimum_rankings=2)
+    run = RunDir(tmp_path / "runs" / "people")
+    asked = {"do": "open", "badge": sign(SECRET, "people", "ann"), "language": "en"}
+
+    def progress() -> dict:
+        return ranking_handler(tmp_path / "runs", SECRET, owner=True)(asked)["progress"]
+
+    for prompt in range(2):
+        store.save(Ranking(prompt_id=f"p{prompt}", tiers=((f"p{prompt}-0",), (f"p{prompt}-1",)), annotator="ann"))
+    finish(run.path, "sft", "sample", "rank", "reward", "ppo")
+    write_jsonl(run.path / "prompts.jsonl", store.contents().prompts)
+    write_jsonl(run.path / "rankings.jsonl", store.rankings())
+    assert (progress()["enough"], progress()["finished"]) == (True, False)
+    finish(run.path, "evaluate")
+    now = progress()
+    assert (now["enough"], now["finished"], now["next"]) == (
+        False,
+        True,
+        "The run is finished, and was trained with these rankings.",
+    )
+    store.save(Ranking(prompt_id="p2", tiers=(("p2-0",), ("p2-1",)), annotator="ann"))
+    now = progress()
+    assert (now["enough"], now["finished"]) == (True, True)
+    assert now["next"].startswith("The run is finished, but rankings have changed since it was trained.")
+    assert now["next"].endswith("--redo rank")
 
 
 def test_the_owner_sets_guidelines_quota_and_deadline(tmp_path: Path, ask) -> None:

@@ -15,6 +15,8 @@ from dashboard_runs import RESULTS, event, finish, holding, make_run
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+from lowrank_rlhf.config.loading import dump_config, load_config
+from lowrank_rlhf.config.schema import RankConfig
 from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.served.routes import routes
@@ -256,7 +258,17 @@ class TestStatus:
             assert "sft 3/14 · about 2:01 left" in run_list([found], "one", "en")
             assert re.search(r"340 tokens/s  [\d.]+ [GM]iB</p>", watch._state(found, "en"))
             write_progress(run, stage="sft", run_seconds_left=300)
-            assert RunsFolder(tmp_path).status("one").seconds_left == 300
+            found = RunsFolder(tmp_path).status("one")
+            assert found.seconds_left == 300
+            assert run_list([found], "one", "en").count("about 5:00 left<") == 1
+            config = load_config(run / "config.yaml")
+            people = config.model_copy(update={"rank": RankConfig(source="human")})
+            (run / "config.yaml").write_text(dump_config(people))
+            found = RunsFolder(tmp_path).status("one")
+            assert "about 5:00 left, without the time to rank<" in run_list([found], "one", "en")
+            assert "约还需 5:00（不含人工排序的时间）" in run_list([found], "one", "zh")
+            finish(run, "rank")
+            assert "about 5:00 left<" in run_list([RunsFolder(tmp_path).status("one")], "one", "en")
             write_progress(run, stage="ppo")
             assert RunsFolder(tmp_path).status("one").progress is None
             write_progress(run, stage="sft", updated_at="2001-01-01T00:00:00+00:00")  # an earlier process's

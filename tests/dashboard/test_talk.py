@@ -48,7 +48,7 @@ class TestVotes:
         said = {"text": "x", "tokens": 1, "finished": True, "score": 2.5, "stopped": False}
         session = ChatSession("one", [("why?", {"sft": dict(said), "policy": dict(said)})], ("policy", "sft"))
         shown = cards(session, "en")
-        for word in ("policy", "sft", "SFT", "Policy", "2.5"):
+        for word in ("policy", "sft", "SFT", "Aligned", "2.5"):
             assert word not in shown
         open_, blind = ChatSession("one", [("why?", {"sft": dict(said)})]), ("policy", "sft")
         assert open_.next("one", (), "").turns == open_.turns

@@ -165,6 +165,19 @@ def test_a_data_set_with_bad_rows_and_a_named_format_is_read_once(
     assert sorted(reads) == ["my.jsonl", "pairs.jsonl"]
 
 
+def test_the_time_to_go_is_without_that_of_people_who_rank_until_they_have(
+    tmp_path: Path, factory: Factory, monkeypatch
+) -> None:
+    (tmp_path / "my.jsonl").write_text("".join(f'{{"prompt": "question {i}", "response": "yes"}}\n' for i in range(5)))
+    monkeypatch.setattr(pipeline, "find_shape", lambda _: SHAPE)
+    factory.before = {"sft": lambda _: time.sleep(0.06)}  # a pace, to a tenth of a second
+    console = Console(file=io.StringIO(), width=200)
+    run(tmp_path, settings(rank=HUMAN, data={"prompts": str(tmp_path / "my.jsonl"), "held_out": 1}), Progress(console))
+    headings = [line for line in console.file.getvalue().splitlines() if "to go" in line]
+    assert [heading.split()[1] for heading in headings] == ["sample:", "rank:", "ppo:", "evaluate:"]
+    assert [", without the time to rank)" in heading for heading in headings] == [True, True, False, False]
+
+
 def test_a_changed_setting_is_refused_with_what_differs_and_the_way_out(tmp_path: Path, factory: Factory) -> None:
     run_dir = run(tmp_path)
     kept = (run_dir.path / "config.yaml").read_text()

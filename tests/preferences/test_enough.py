@@ -105,6 +105,35 @@ def test_a_later_round_needs_its_own_prompts_only(tmp_path: Path) -> None:
     assert found.passes == expected_passes(601, 0.75, 4, 0.2)
 
 
+def test_figures_of_all_rounds_are_named_so(tmp_path: Path, monkeypatch) -> None:
+    """The reward model was trained and tested on 40 prompts of earlier rounds too: 12 of this round are asked for."""
+    from people import a_ranking, a_run
+
+    from lowrank_rlhf.commands.terminal.ranking_text import project_summary
+    from lowrank_rlhf.dashboard.ranking.screen import figures_words, progress_words
+    from lowrank_rlhf.preferences.overview import overview
+    from lowrank_rlhf.preferences.project import open_project
+    from lowrank_rlhf.run.files import write_atomic
+
+    monkeypatch.chdir(tmp_path)
+    store, run = a_run("people", 2, 12), Path("runs/people")
+    write_atomic(run / "config.yaml", dump_config(config()))
+    for prompt in range(10):
+        store.save(a_ranking(prompt, "012"))
+    measure(run, 40, 0.6, held_out=10, earlier=40, weakness="length")
+    project = open_project(run)
+    words = progress_words(project, "ann", "en", owner=True)
+    assert words["line"][0] == "10 of 12 prompts ranked"
+    assert "With 52 (40 of them in earlier rounds) ranked prompts" in words["next"]
+    assert "About 2 more before" in words["next"]
+    figures = figures_words(overview(project), project, "en", owner=True)
+    assert any(row["figure"].startswith("40 prompts of all rounds: 60 % of held-out pairs") for row in figures)
+    for prompt in (10, 11):
+        store.save(a_ranking(prompt, "012"))
+    monkeypatch.setattr(type(project), "rankings_changed", True)
+    assert "With 52 of all rounds, a reward model" in project_summary(project)
+
+
 def test_a_weak_reward_model_waits_for_people_who_have_prompts_left(tmp_path: Path) -> None:
     from people import a_ranking, a_run
 

@@ -133,9 +133,11 @@ def test_stage_headings_count_and_tell_the_time() -> None:
         clock.time += 62
         progress.stage(3, 6, "rank", "rank the answers, best to worst")
         progress.stage(4, 6, "reward", "train [it]", eta_seconds=3700)
+        progress.stage(2, 6, "sample", "sample", eta_seconds=60, people_rank=True)
     assert stream.getvalue().splitlines() == [
         "[3/6] rank: rank the answers, best to worst  (1:02 so far)",
         "[4/6] reward: train [it]  (1:02 so far, about 1:01:40 to go)",
+        "[2/6] sample: sample  (1:02 so far, about 1:00 to go, without the time to rank)",
     ]
 
 

@@ -108,7 +108,8 @@ class RankingLoop:
         self._say(f"saved: {describe(draft)}")
         if not enough_before and self._project.enough:
             ranked = ranking_progress(self._project, self._annotator).ranked_by_anyone
-            self._say(f"{ranked} prompts are ranked: the run can resume. Rank more, or quit with {QUIT}.")
+            more = "Rank more, or quit" if self._project.has_unranked else "Quit"
+            self._say(f"{ranked} prompts are ranked: the run can resume. {more} with {QUIT}.")
 
     def _undo(self, item: Item | None, draft: Draft) -> tuple[Item | None, Draft]:
         step = self._store.undo(self._annotator)

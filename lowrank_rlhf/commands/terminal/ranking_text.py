@@ -109,8 +109,11 @@ def pace_text(pace: DeadlinePace | None) -> str:
 
 
 def _gain(project: Project) -> str:
-    """Return a sentence on what further rankings would gain by the newest reward model; empty without its curve."""
-    tests = project.reward_tests
+    """Return a sentence on what further rankings would gain by the newest reward model.
+
+    Empty without its curve, or if no prompts are left to rank.
+    """
+    tests = project.reward_tests if project.has_unranked else ()
     curve = tests[-1].curve if tests else None
     return f"By the last reward model, {curve.in_words()}." if curve else ""
 
@@ -149,7 +152,8 @@ def _verdict(project: Project) -> str:
         return f"First check the rankings by {names}: see label RUN --stats."
     if need.passes is None or need.accuracy is None:
         return ""
+    ranked = f"{need.prompts + need.earlier} of all rounds" if need.earlier else f"{need.prompts}"
     return (
-        f"With {need.prompts}, a reward model that orders {100 * need.accuracy:.0f} % of pairs correctly passes its "
+        f"With {ranked}, a reward model that orders {100 * need.accuracy:.0f} % of pairs correctly passes its "
         f"test in {100 * need.passes:.0f} % of simulations."
     )

@@ -135,10 +135,10 @@ def connect(page: DashboardPage, form: GuidedForm, filled: Sequence[gr.Component
         form.paste.click(pasted, [form.pasted, form.choices, page.language], taken, **EVENT),
     ):
         event.success(_columns, form.file, [form.mapping, form.prompt, form.response], **QUIET).then(
-            _look, read, seen, **EVENT
-        )
+            _default_model, read[:-1], form.model, **QUIET
+        ).then(_look, read, seen, **EVENT)
     for dropdown in (form.prompt, form.response):
-        dropdown.input(_look, read, seen, **EVENT)
+        dropdown.input(_default_model, read[:-1], form.model, **QUIET).then(_look, read, seen, **EVENT)
     form.model.input(_look, read, seen, **QUIET)
     form.ranker.change(_shows_comparisons, form.ranker, form.compared, **QUIET)
     form.compared.select(compared, page.language, [form.comparisons, form.compared], **EVENT)
@@ -210,6 +210,16 @@ def _columns(file: str | None) -> list[Any]:
     names = prompt_files.preview(Path(file), {}).names if file else []
     options = [gr.update(choices=[("–", ""), *names], value="") for _ in range(2)]
     return [gr.update(elem_classes="" if len(names) > 1 else _FOLDED), *options]
+
+
+def _default_model(file: str | None, prompt: str, response: str, model: str) -> Any:
+    """Return the default model for the language of the prompts, while no other one is chosen."""
+    if not file or not model:
+        return gr.skip()
+    try:
+        return models.default_for(summary_of(Path(file), _mapped(file, prompt, response), model), model)
+    except UserError:  # `_look` says which
+        return gr.skip()
 
 
 def _look(file: str | None, prompt: str, response: str, model: str, language: str) -> list[Any]:

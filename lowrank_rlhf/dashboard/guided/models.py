@@ -19,6 +19,9 @@ from lowrank_rlhf.sources.model_shape import find_shape
 PRESETS = ("quickstart", "small_cpu", "chinese_cpu", "gpu_8gb", "gpu_12gb", "gpu_24gb", "gpu_48gb", "gpu_80gb")
 """Presets by the size of their model, one for each."""
 
+ENGLISH, CHINESE = PRESETS[0], "chinese_cpu"
+"""Presets of the smallest models for each language."""
+
 
 class ModelMemory(NamedTuple):
     """Model of a preset, and its memory in bytes; `needed` is None while the model's dimensions are unknown."""
@@ -33,6 +36,13 @@ class ModelMemory(NamedTuple):
     def fits(self) -> bool:
         """Return True if the forecast is within the free memory."""
         return self.needed is not None and self.needed <= self.free
+
+
+def default_for(summary: Summary, chosen: str) -> str:
+    """Return the smallest model for the language of the prompts, unless another one is chosen."""
+    if chosen not in (ENGLISH, CHINESE):
+        return chosen
+    return CHINESE if summary.chinese else ENGLISH if summary.english else chosen
 
 
 def model_config(model: str) -> ModelConfig:

@@ -3,25 +3,19 @@
 from typing import Any
 
 from lowrank_rlhf.config.reward import RewardConfig
-from lowrank_rlhf.dashboard.ranking.text import at_work_text, say
+from lowrank_rlhf.dashboard.ranking.next_step import next_step
+from lowrank_rlhf.dashboard.ranking.text import percent, say
 from lowrank_rlhf.errors import visible
 from lowrank_rlhf.maths.reward_gate import prompts_for_curve
 from lowrank_rlhf.preferences.carelessness import AnnotatorCheck
 from lowrank_rlhf.preferences.labelling import FLAGS, Command, Draft, Refusal, press
-from lowrank_rlhf.preferences.overview import (
-    GENERAL,
-    Overview,
-    RankingProgress,
-    careless_annotators,
-    ranking_progress,
-)
+from lowrank_rlhf.preferences.overview import GENERAL, Overview, RankingProgress, careless_annotators, ranking_progress
 from lowrank_rlhf.preferences.project import Project
 from lowrank_rlhf.preferences.reward_tests import CurvePoint, RewardTest
 from lowrank_rlhf.preferences.store import Item
 from lowrank_rlhf.run.progress import duration
 
 Reply = dict[str, Any]
-_MORE = {"setting": "next.more", "power": "next.more_power", "weak": "next.more_weak"}
 
 
 def item_words(item: Item) -> Reply:
@@ -70,18 +64,16 @@ def _enter(draft: Draft, enter: Command | Draft | Refusal | None, language: str)
 def progress_words(project: Project, annotator: str, language: str, owner: bool) -> Reply:
     """Return the progress line, the share of the bar, and a sentence on what is missing or comes next.
 
-    `sound`: enough prompts are ranked, and nothing speaks against the rankings. The run's owner also gets the command
-    that resumes it, and warnings of rankings without judgement.
+    `sound` and `finished` are those of the sentence; with `enough` the owner may start the run. The run's owner also
+    gets the command for it, and warnings of rankings without judgement.
     """
     now = ranking_progress(project, annotator)
-    careless = careless_annotators(project) if owner else []
-    next_step, sound = _next_step(project, now, language, careless) if owner else _thanks(project, now, language)
-    at_work = at_work_text(project, language) if owner and now.enough else ""
+    careless = careless_annotators(project) if owner or now.enough else []
+    step = next_step(project, now, careless, language, owner)
     goal = now.needed or now.prompts
     rounds = max(project.round, project.config.rounds if project.config else 1)
     parts = [say("progress.round", language, round=project.round, rounds=rounds)] if rounds > 1 else []
-    beyond = 0 < now.needed < now.ranked_by_anyone
-    parts.append(say("progress.beyond" if beyond else "progress.all", language, count=now.ranked_by_anyone, goal=goal))
+    parts.append(say(_counted(now), language, count=now.ranked_by_anyone, goal=goal))
     parts.append(say("progress.own", language, ranked=now.ranked, skipped=now.skipped))
     if now.seconds_each is not None and now.seconds_left is not None:
         each, left = duration(now.seconds_each), duration(now.seconds_left)
@@ -95,57 +87,21 @@ def progress_words(project: Project, annotator: str, language: str, owner: bool)
     return {
         "line": parts,
         "share": min(1.0, now.ranked_by_anyone / goal) if goal else 0.0,
-        "enough": now.enough and not project.refused and not at_work,
-        "sound": sound,
-        "warnings": [_warning(one, language) for one in careless],
+        "enough": step.may_start,
+        "sound": step.sound,
+        "finished": step.finished,
+        "warnings": [_warning(one, language) for one in careless] if owner else [],
         "quota": say("end.quota", language, quota=quota) if now.own_left == 0 else "",
         "skipped": now.skipped,
-        "next": at_work or next_step,
+        "next": step.text,
     }
 
 
-def _thanks(project: Project, now: RankingProgress, language: str) -> tuple[str, bool]:
-    """Return the sentence for annotators, and True if the rankings are enough."""
-    if project.settings is None:
-        return "", False
-    if not now.enough:
-        return say("next.more", language, more=now.needed - now.ranked_by_anyone), False
-    if doubt := project.doubtful:
-        return say("next.doubtful", language, share=_percent(doubt.share), pairs=doubt.pairs), False
-    return say("next.thanks", language), True
-
-
-def _next_step(
-    project: Project, now: RankingProgress, language: str, careless: list[AnnotatorCheck]
-) -> tuple[str, bool]:
-    """Return the sentence for the owner, and True if the rankings are enough.
-
-    Its figure is that of the guided path: how often a reward model of a certain accuracy passes its test.
-    """
-    need = project.need
-    if project.settings is None or (now.enough and project.doubtful):
-        return _thanks(project, now, language)
-    tests = project.reward_tests
-    values = {
-        "more": now.needed - now.ranked_by_anyone,
-        "needed": need.prompts,
-        "passes": _percent(need.passes or 0.0),
-        "accuracy": _percent(need.accuracy or 0.0),
-        "measured": _percent(tests[-1].accuracy) if tests else "-",
-        "command": project.next_command,
-    }
-    sound = False
-    if not now.enough:
-        key = _MORE[need.reason]
-    elif project.refused:
-        key = "next.refused"
-    elif careless:
-        key = "next.check_first"
-    elif need.few:
-        key = "next.enough_few" if now.ranked_by_anyone < now.prompts else "next.enough_all"
-    else:
-        key, sound = "next.enough" if need.passes is None else "next.enough_passes", True
-    return say(key, language, **values), sound
+def _counted(now: RankingProgress) -> str:
+    """Return the key of the sentence on the number of ranked prompts."""
+    if 0 < now.prompts == now.ranked_by_anyone:
+        return "progress.whole"
+    return "progress.beyond" if 0 < now.needed < now.ranked_by_anyone else "progress.all"
 
 
 def figures_words(found: Overview, project: Project, language: str, owner: bool) -> list[Reply]:
@@ -187,7 +143,7 @@ def _agreement(found: Overview, language: str) -> Reply:
     if found.agreement is None:
         return _row("agreement", language, "-")
     alpha = "-" if found.alpha is None else f"{found.alpha:.2f}"
-    share = _percent(found.agreement.share)
+    share = percent(found.agreement.share)
     return _row(
         "agreement", language, say("agreement.figure", language, share=share, pairs=found.agreement.pairs, alpha=alpha)
     )
@@ -196,7 +152,7 @@ def _agreement(found: Overview, language: str) -> Reply:
 def _own_agreement(found: Overview, language: str) -> list[Reply]:
     if found.consistency is None:
         return []
-    share = _percent(found.consistency.share)
+    share = percent(found.consistency.share)
     figure = say("consistency.figure", language, share=share, pairs=found.consistency.pairs)
     return [_row("consistency", language, figure)]
 
@@ -205,15 +161,15 @@ def _position(found: Overview, language: str) -> Reply:
     if found.position is None:
         return _row("position", language, "-", chance="-")
     figure = say(
-        "position.figure", language, share=_percent(found.position.shown_first), rankings=found.position.rankings
+        "position.figure", language, share=percent(found.position.shown_first), rankings=found.position.rankings
     )
-    return _row("position", language, figure, chance=_percent(found.position.expected))
+    return _row("position", language, figure, chance=percent(found.position.expected))
 
 
 def _length(found: Overview, language: str) -> Reply:
     if found.longer_preferred is None:
         return _row("length", language, "-")
-    share = _percent(found.longer_preferred)
+    share = percent(found.longer_preferred)
     return _row("length", language, say("length.figure", language, share=share, pairs=found.uneven_comparisons))
 
 
@@ -234,9 +190,12 @@ def _guidelines(found: Overview, language: str) -> list[Reply]:
 
 
 def _accuracy(found: Overview, project: Project, language: str) -> Reply:
-    rows = [_tested("accuracy.figure", one, language) for one in found.reward_tests]
+    keys = ["accuracy.figure_rounds" if one.earlier else "accuracy.figure" for one in found.reward_tests]
+    rows = [_tested(key, one, language) for key, one in zip(keys, found.reward_tests, strict=True)]
     if not found.reward_tests:
         return _row("accuracy", language, "-", gain="")
+    if not project.has_unranked:
+        return _row("accuracy", language, "\n".join(rows), gain=say("accuracy.gain_none", language))
     curve = found.reward_tests[-1].curve
     if curve is None:
         prompts = prompts_for_curve((project.config.reward if project.config else RewardConfig()).held_out)
@@ -256,8 +215,8 @@ def _learning(found: Overview, language: str) -> list[Reply]:
 
 
 def _tested(key: str, found: RewardTest | CurvePoint, language: str) -> str:
-    low, high = map(_percent, found.interval)
-    return say(key, language, prompts=found.prompts, share=_percent(found.accuracy), low=low, high=high)
+    low, high = map(percent, found.interval)
+    return say(key, language, prompts=found.prompts, share=percent(found.accuracy), low=low, high=high)
 
 
 def _annotator(found: AnnotatorCheck, project: Project, language: str) -> Reply:
@@ -268,10 +227,10 @@ def _annotator(found: AnnotatorCheck, project: Project, language: str) -> Reply:
     if found.median_seconds is not None:
         parts.append(say("annotator.pace", language, each=duration(found.median_seconds)))
     if found.agreement:
-        share, pairs = _percent(found.agreement.share), found.agreement.pairs
+        share, pairs = percent(found.agreement.share), found.agreement.pairs
         parts.append(say("annotator.agreement", language, share=share, pairs=pairs))
     if found.attention:
-        share, pairs = _percent(found.attention.right / found.attention.pairs), found.attention.pairs
+        share, pairs = percent(found.attention.right / found.attention.pairs), found.attention.pairs
         parts.append(say("annotator.checks", language, share=share, pairs=pairs, checks=found.attention.checks))
     if found.unread:
         parts.append(say("annotator.unread", language, rankings=found.unread))
@@ -281,10 +240,6 @@ def _annotator(found: AnnotatorCheck, project: Project, language: str) -> Reply:
 def _warning(found: AnnotatorCheck, language: str) -> str:
     if not found.signs:
         return ""
-    shares = {"pattern": _percent(found.pattern or 0.0), "place": _percent(found.place or 0.0)}
+    shares = {"pattern": percent(found.pattern or 0.0), "place": percent(found.place or 0.0)}
     why = say("sign.and", language).join(say(f"sign.{sign}", language, **shares) for sign in found.signs)
     return say("sign.check", language, name=visible(found.annotator), why=why)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"

@@ -33,7 +33,6 @@ function drawTexts() {
   find('.rk-figures summary').textContent = texts['figures.title'];
   const ends = element.querySelectorAll('.rk-end button');
   label(ends[0], 'end.skipped', 's'); label(ends[1], 'button.undo', 'u'); label(ends[2], 'button.again');
-  find('[data-do="resume"]').textContent = texts['button.resume'];
   const tools = [['save', 'Enter'], ['tie', '='], ['undo', 'u'], ['skip', 's'], ['bad', 'b'], ['harmful', '!'],
     ['flag', 'f'], ['write', 'w'], ['expand', 'e']];
   find('.rk-tools').replaceChildren(...tools.map(([name, key]) => {
@@ -69,6 +68,7 @@ function drawScreen(same) {
   find('.rk-bar').classList.toggle('rk-full', progress.sound);
   find('.rk-next span').textContent = progress.next;
   find('.rk-warnings').replaceChildren(...progress.warnings.map((words) => make('li', '', words)));
+  find('[data-do="resume"]').textContent = texts[progress.finished ? 'button.train_again' : 'button.resume'];
   find('[data-do="resume"]').hidden = !(progress.enough && props.value.may_resume);
   if (!item || !same) { seconds = 0; shownAt = document.hidden ? 0 : performance.now(); }
   if (item && !(same && drawnIn === props.value.language)) drawItem(item, same);

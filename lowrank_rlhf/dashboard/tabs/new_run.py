@@ -38,6 +38,8 @@ class Form(NamedTuple):
     preset: gr.Dropdown
     name: gr.Textbox
     copy: gr.Button
+    not_copied: gr.HTML
+    """Reason for which no settings were copied."""
     yaml: gr.Code
     loaded: gr.Textbox
     """Text that the last event loaded into `yaml`, empty if it loaded none."""
@@ -73,16 +75,17 @@ def build(page: DashboardPage) -> Form:
         return page.runs.free_name(_parse(text, name).name)
 
     def copy_settings(chosen: str | None, kept: str, language: str) -> list[Any]:
-        return ["", *[gr.skip()] * 4] if kept else _copy_settings(page.runs, chosen, language)
+        return ["", *[gr.skip()] * 5] if kept else _copy_settings(page.runs, chosen, language)
 
     fields = [form.yaml, form.name, form.preset, page.language]
     asks = yaml_draft.asks_first()
     chosen = form.preset.select(  # by a person; "Try the example" fills the form itself
-        _preset, [form.preset, form.yaml], [form.loaded, form.yaml, form.planned, form.start], js=asks, **QUIET
-    )
+        _preset, [form.preset, form.yaml], [form.loaded, form.yaml, form.not_copied, form.planned, form.start],
+        js=asks, **QUIET,
+    )  # fmt: skip
     copied = form.copy.click(
         copy_settings, [page.run, form.yaml, page.language],
-        [form.loaded, form.yaml, form.name, form.planned, form.start], js=asks, **EVENT,
+        [form.loaded, form.yaml, form.name, form.not_copied, form.planned, form.start], js=asks, **EVENT,
     )  # fmt: skip
     for event in (chosen, copied):
         yaml_draft.loaded(event, form.loaded)
@@ -129,6 +132,7 @@ def _lay_out(page: DashboardPage) -> tuple[Form, guided_path.GuidedForm]:
             preset = texts.add(gr.Dropdown(preset_names(), value=None, elem_id="preset"), label="new.preset")
             name = texts.add(gr.Textbox(max_length=64, elem_id="name"), label="new.name", info="new.name_info")
             copy = texts.add(gr.Button(min_width=120, scale=0, elem_id="copy-settings"), value="new.copy")
+        not_copied = gr.HTML("", elem_id="not-copied")
         yaml = texts.add(
             gr.Code(language="yaml", lines=12, max_lines=24, interactive=True, elem_id="yaml"), label="new.yaml"
         )
@@ -144,30 +148,31 @@ def _lay_out(page: DashboardPage) -> tuple[Form, guided_path.GuidedForm]:
         agreed = gr.State(None)
     column = guided_form.column
     form = Form(
-        accordion, column, preset, name, copy, yaml, loaded, verdict, plan, start, planned, agreed, stale, rename, redo
+        accordion, column, preset, name, copy, not_copied, yaml, loaded, verdict, plan, start, planned, agreed, stale,
+        rename, redo,
     )  # fmt: skip
     return form, guided_form
 
 
 def _preset(name: str | None, kept: str) -> list[Any]:
     if kept:
-        return ["", *[gr.skip()] * 3]
+        return ["", *[gr.skip()] * 4]
     text = preset_path(name).read_text(encoding="utf-8") if name else ""
-    return [text, text, "", gr.update(interactive=False)]
+    return [text, text, "", "", gr.update(interactive=False)]
 
 
 def _copy_settings(runs: RunsFolder, chosen: str | None, language: str) -> list[Any]:
     """Return the chosen run's settings, twice, and its name for the form."""
     locked, kept = gr.update(interactive=False), ["", gr.skip(), gr.skip()]
     if not chosen:
-        return [*kept, note(t("runs.choose", language)), locked]
+        return [*kept, note(t("runs.choose", language)), "", locked]
     try:
         text = (runs.path(chosen) / "config.yaml").read_text(encoding="utf-8")
     except UserError as error:
-        return [*kept, note(error_text(error, language), "bad"), locked]
+        return [*kept, note(error_text(error, language), "bad"), "", locked]
     except OSError:
-        return [*kept, note(t("runs.no_config", language), "bad"), locked]
-    return [text, text, chosen, "", locked]
+        return [*kept, note(t("runs.no_config", language), "bad"), "", locked]
+    return [text, text, chosen, "", "", locked]
 
 
 def _check(text: str, name: str, language: str) -> tuple[str, Any]:

@@ -64,9 +64,9 @@ def build(
     def open_page(run_name: str | None, chosen: str, given: str | None, request: gr.Request) -> tuple[Any, Any]:
         shown = chosen if chosen in LANGUAGES else LANGUAGES[0]
         asked = not user_name(request)
+        if given is None and asked:  # nor is the language that the browser keeps
+            return gr.skip(), gr.skip()
         box = gr.update(label=say("page.name", shown), info=say("page.name.info", shown), visible=asked)
-        if given is None and asked:
-            return box, gr.skip()
         value = {"language": shown, "texts": texts(shown), "may_resume": resume is not None, "run": run_name or ""}
         try:
             person = annotator_name(user_name(request) or given or "")

@@ -142,7 +142,9 @@ def _position(run: RunStatus, language: str) -> list[str]:
         count = f" {run.progress.done}/{run.progress.total}" if run.progress else ""
         parts.append(f"{run.stage}{count}")
     if run.seconds_left is not None:
-        parts.append(t("runs.time_left", language, time=duration(run.seconds_left)))
+        whole = run.progress is not None and run.progress.run_seconds_left is not None
+        key = "runs.time_left_people" if whole and run.people_rank else "runs.time_left"
+        parts.append(t(key, language, time=duration(run.seconds_left)))
     return parts
 
 

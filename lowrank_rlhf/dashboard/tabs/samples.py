@@ -19,7 +19,13 @@ Rows = Sequence[dict[str, Any]]
 
 
 def samples(
-    run: Path, watched: Rows, evaluated: Rows, language: str, number: int = 1, also: Collection[int] = ()
+    run: Path,
+    watched: Rows,
+    evaluated: Rows,
+    language: str,
+    number: int = 1,
+    also: Collection[int] = (),
+    own_rewards: bool = False,
 ) -> str:
     """Return the tables as HTML; empty text for a run without samples.
 
@@ -30,15 +36,16 @@ def samples(
         language: language of the texts.
         number: the round.
         also: steps whose answers are shown besides those of the last evaluations.
+        own_rewards: True for scores by `ppo.rewards`, not by the reward model alone.
     """
-    tables = []
+    tables, score = [], t("samples.rewards" if own_rewards else "samples.score", language)
     if compared := first_answers(evaluated):
         lead = t("samples.compared", language, shown=min(_MAX_ROWS, len(compared)), all=len(compared))
-        rows = [_compared(row, language) for row in compared[:_MAX_ROWS]]
+        rows = [_compared(row, score, language) for row in compared[:_MAX_ROWS]]
         head = [t(f"samples.{name}", language) for name in ("prompt", "sft", "policy")]
         tables.append(_folding_table(lead, head, rows, language))
     if _sound(watched):
-        tables.append(_by_step(watched, "sft" if number == 1 else "last", language, also))
+        tables.append(_by_step(watched, "sft" if number == 1 else "last", score, language, also))
     if not tables and (rows := _sampled(run)):
         first = number == 1
         head = [t(f"samples.{name}", language) for name in ("prompt", "sft" if first else "last")]
@@ -81,8 +88,11 @@ def place_of(step: int) -> str:
     return f"answers-{step}"
 
 
-def _by_step(watched: Rows, first: str, language: str, also: Collection[int]) -> str:
-    """Return a row for each prompt: the policy's answers before PPO (`first`: whose) and at its last evaluations."""
+def _by_step(watched: Rows, first: str, score: str, language: str, also: Collection[int]) -> str:
+    """Return a row for each prompt: the policy's answers before PPO (`first`: whose) and at its last evaluations.
+
+    `score`: name of the scores.
+    """
     watched = _sound(watched)
     found = {(row["prompt_id"], row["step"]): row for row in watched}
     steps = sorted({step for _, step in found})
@@ -96,7 +106,7 @@ def _by_step(watched: Rows, first: str, language: str, also: Collection[int]) ->
             _cell(
                 name,
                 row.get("answer"),
-                f"{t('samples.score', language)} {number(row.get('score'))}",
+                f"{score} {number(row.get('score'))}",
                 "" if rows else place_of(step),
             )
             for name, row, step in zip(names, shown, steps, strict=True)
@@ -105,22 +115,22 @@ def _by_step(watched: Rows, first: str, language: str, also: Collection[int]) ->
     return _table(t("samples.by_step", language), [t("samples.prompt", language), *names], rows)
 
 
-def _compared(row: Row, language: str) -> str:
+def _compared(row: Row, score: str, language: str) -> str:
     cells = [_cell(t("samples.prompt", language), row.get("prompt"), "")]
     for side in ("sft", "policy"):
         decoded = {"greedy": f"greedy_{side}", "sampled_answer": side} if has_greedy(row) else {"": side}
         shown = "".join(
             (f'<div class="soft">{html(t(f"samples.{decoding}", language))}</div>' if decoding else "")
-            + _answer(row.get(key), _scores(row, key, language))
+            + _answer(row.get(key), _scores(row, key, score, language))
             for decoding, key in decoded.items()
         )
         cells.append(f'<td data-name="{html(t(f"samples.{side}", language))}">{shown}</td>')
     return "".join(cells)
 
 
-def _scores(row: Row, key: str, language: str) -> str:
+def _scores(row: Row, key: str, score: str, language: str) -> str:
     judged = f" · {t('samples.judge', language)} {number(row[f'judge_{key}'])}" if f"judge_{key}" in row else ""
-    return f"{t('samples.score', language)} {number(row.get(f'score_{key}'))}{judged}"
+    return f"{score} {number(row.get(f'score_{key}'))}{judged}"
 
 
 def _cell(name: str, text: object, below: str, place: str = "") -> str:

@@ -16,9 +16,10 @@ from lowrank_rlhf.dashboard.tail import last_lines
 from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.reports.alarms import ANSWERS, Alarm
-from lowrank_rlhf.reports.charts import ChartFigure, curve_figures, in_round, of_round
+from lowrank_rlhf.reports.charts import ChartFigure, curve_figures, in_round, of_round, reward_names
 from lowrank_rlhf.reports.locale import Locale, locale
 from lowrank_rlhf.reports.templating import inline_code
+from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import duration, figure, memory
 
 _LOG_LINES = 40
@@ -28,7 +29,7 @@ _EVENTS = 20
 def build(page: DashboardPage) -> None:
     """Lay out the tab. Only parts that have changed are sent to the browser."""
     scripts = {"curves": f"{CURVES}connectCurves(element, () => document.documentElement.lang);"}
-    names = ("state", "alarms", "curves", "samples")
+    names = ("state", "alarms", "curves", "earlier", "samples")
     parts = [gr.HTML("", elem_id=f"watch-{name}", js_on_load=scripts.get(name)) for name in names]
     tokens.build(page)
     parts.append(gr.HTML("", elem_id="watch-log"))
@@ -43,25 +44,27 @@ def build(page: DashboardPage) -> None:
 
 
 def _refresh(page: DashboardPage, chosen: str | None, language: str, before: dict[str, Any]) -> list[Any]:
-    """Return the five parts of the tab and their inputs; a part whose input has not changed is skipped."""
+    """Return the six parts of the tab and their inputs; a part whose input has not changed is skipped."""
     try:
         run = page.runs.status(chosen) if chosen else None
     except UserError:
         run = None
     if run is None:
         empty = f'<p class="empty">{html(t("runs.choose", language))}</p>'
-        return [gr.skip()] * 6 if before == {"none": language} else [empty, "", "", "", "", {"none": language}]
+        return [gr.skip()] * 7 if before == {"none": language} else [empty, *[""] * 5, {"none": language}]
     round_dir = run.round_dir
     rows, version = page.runs.rows(round_dir.metrics.path)
     events, _ = page.runs.rows(run.path / "events.jsonl")
     evaluated, second = page.runs.rows(round_dir.artifact("eval.jsonl"))
     watched, third = page.runs.rows(round_dir.watched.path)
+    earlier = [(each.number, *page.runs.rows(each.metrics.path)) for each in RunDir(run.path).rounds[:-1]]
     alarms = page.runs.alarms([run])[run.name]
     steps = {step for alarm in alarms if (step := answers_step(alarm, watched)) is not None}
     inputs_of = {
         "state": _state(run, language),
         "alarms": (run.name, round_dir.number, version, third, alarms, language),
         "curves": (run.name, round_dir.number, version, language),
+        "earlier": (run.name, [(number, version) for number, _, version in earlier], language),
         "samples": (run.name, round_dir.number, second, third, len(run.done), language, steps),
         "log": _log(run, events, language),
     }
@@ -69,7 +72,10 @@ def _refresh(page: DashboardPage, chosen: str | None, language: str, before: dic
         "state": lambda: inputs_of["state"],
         "alarms": lambda: _alarms(alarms, round_dir.number, watched, language) if rows or alarms else "",
         "curves": lambda: _curves(rows, round_dir.number, language),
-        "samples": lambda: samples(round_dir.path, watched, evaluated, language, round_dir.number, steps),
+        "earlier": lambda: "".join(_folded(rows, number, language) for number, rows, _ in earlier),
+        "samples": lambda: samples(
+            round_dir.path, watched, evaluated, language, round_dir.number, steps, bool(reward_names(rows))
+        ),
         "log": lambda: inputs_of["log"],
     }
     changed = [made[name]() if inputs_of[name] != before.get(name) else gr.skip() for name in made]
@@ -145,6 +151,12 @@ def _curves(rows: Sequence[dict[str, Any]], number: int, language: str) -> str:
     return (
         f'<div class="plots">{drawn}</div>' if drawn else f'<p class="empty">{html(t("watch.no_rows", language))}</p>'
     )
+
+
+def _folded(rows: Sequence[dict[str, Any]], number: int, language: str) -> str:
+    """Return the curves of an earlier round, folded."""
+    summary = html(t("watch.earlier", language, round=number))
+    return f"<details><summary>{summary}</summary>{_curves(rows, number, language)}</details>"
 
 
 def _figure(figure: ChartFigure, texts: Locale) -> str:
