@@ -105,7 +105,7 @@ def schedule(optimizer: torch.optim.Optimizer, highest: float, share: Callable[[
 def train(roles: Roles, bridge: TrlBridge, trainer: Trainer, guard: FiniteGuard) -> None:
     """Run all of the trainer's steps with the policy acting."""
     trainer.remove_callback(PrinterCallback)
-    if roles.base.device.type == "cpu":
+    if roles.base.device.type != "cuda":
         with suppress(ImportError):  # a TRL without it
             from trl.kernels import chunked_logprob
 

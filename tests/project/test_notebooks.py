@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -217,3 +218,20 @@ def test_on_colab_everything_is_installed_but_torch_and_numpy(monkeypatch, tmp_p
         pin for pin in pins if pin.startswith(("torch==", "numpy=="))
     ]
     assert commands[1] == commands[2]
+
+
+def test_on_colab_an_uploaded_release_is_unpacked_instead(monkeypatch, tmp_path) -> None:
+    release = tmp_path / "made" / "lowrank_rlhf-1.0"
+    for name in ("presets/quickstart.yaml", "requirements.txt"):
+        (release / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, release / name)
+    (colab := tmp_path / "content").mkdir()
+    shutil.make_archive(str(colab / release.name), "zip", release.parent, release.name)
+    commands: list[str] = []
+    monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command[0]))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(colab)
+    exec(compile(cells(NAMES[0], "code")[0], NAMES[0], "exec"), {})  # noqa: S102 - our own cell
+    assert Path.cwd() == colab / release.name
+    assert commands == [sys.executable]
