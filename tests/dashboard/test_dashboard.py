@@ -238,6 +238,14 @@ def test_only_the_list_of_runs_and_the_shown_tab_are_kept_up_to_date(tmp_path) -
         assert [timer["active"] for timer in fn.fn()].count(True) == 1
 
 
+def test_every_group_of_choices_has_a_name(tmp_path) -> None:
+    """Gradio calls one without a label Radio."""
+    config = app.build(RunsFolder(tmp_path), ChatWorker()).get_config_file()
+    groups = [part["props"] for part in config["components"] if part["type"] in ("radio", "checkboxgroup")]
+    assert len(groups) >= 4
+    assert [group["elem_id"] for group in groups if not group["label"]] == []
+
+
 def test_no_tick_makes_a_component_anew_that_events_read(tmp_path) -> None:
     """Gradio 6.31 keeps each of them until the visitor leaves: the page grew by 20 MiB a minute beside a training."""
     config = app.build(RunsFolder(tmp_path), ChatWorker()).get_config_file()

@@ -94,7 +94,10 @@ def lay_out(page: DashboardPage) -> GuidedForm:
         )  # fmt: skip
         warning = gr.HTML("", elem_id="model-warning")
         step(2)
-        ranker = gr.Radio(_rankers(first), value=HUMAN, show_label=False, container=False, elem_id="ranker")
+        ranker = texts.add(
+            gr.Radio(_rankers(first), value=HUMAN, show_label=False, container=False, elem_id="ranker"),
+            label="guided.ranker",
+        )
         compared = gr.HTML(
             drop_zone("comparisons", first), js_on_load=_script(), visible=False, elem_id="drop-comparisons"
         )
