@@ -261,6 +261,34 @@ def test_enough_is_not_said_of_agreement_by_chance(tmp_path: Path) -> None:
     assert "0 % of 120 pairs alike" in project_summary(open_project(store.path.parent))
 
 
+def test_enough_is_not_said_where_agreement_is_not_shown_to_be_above_chance(tmp_path: Path) -> None:
+    """To owner and annotators: one person with opposite orders of a prompt ranked twice, then two people on six."""
+    store = a_run_with_answers(tmp_path, 6)
+    asked = {"do": "open", "badge": sign(SECRET, "people", "ann"), "language": "en"}
+    pages = [ranking_handler(tmp_path / "runs", SECRET, owner) for owner in (True, False)]
+
+    def rank(annotator: str, prompts: range, order: str) -> tuple[dict, dict]:
+        for prompt in prompts:
+            tiers = tuple((f"p{prompt}-{k}",) for k in order)
+            store.save(Ranking(prompt_id=f"p{prompt}", tiers=tiers, annotator=annotator))
+        return tuple(page(asked)["progress"] for page in pages)
+
+    assert [found["sound"] for found in rank("ann", range(6), "0123")] == [True, True]
+    for found in rank("ann", range(1), "3210"):
+        assert found["sound"] is False
+        assert "0 % of 6 pairs are alike, which is not shown to be above chance" in found["next"]
+        assert "let another person rank about 9 of the ranked prompts" in found["next"]
+    assert "rankings of a prompt by the same annotator agree on 0 % of 6 pairs" in project_summary(
+        open_project(store.path.parent)
+    )
+    for found in rank("bob", range(6), "1203"):
+        assert found["sound"] is False
+        assert "annotators order 61 % of 36 pairs alike" in found["next"]
+        assert "let two people rank about 4 more of the same prompts" in found["next"]
+    assert "About 4 more prompts ranked by two of them" in project_summary(open_project(store.path.parent))
+    assert [found["sound"] for found in rank("bob", range(6), "0123")] == [True, True]  # 30 of 36 pairs
+
+
 def test_enough_is_not_said_of_rankings_without_judgement(tmp_path: Path) -> None:
     """1 2 3 4 typed twelve times, a second each: 24 orders make that unlikely, and long answers make it too fast."""
     store = a_run_with_answers(tmp_path, 13, tuple(f"{k}" * 200 for k in range(4)))

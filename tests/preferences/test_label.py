@@ -58,6 +58,20 @@ class TestLines:
             "3 prompts ranked (2 needed). To resume the run:\n  python -m lowrank_rlhf run runs/people/config.yaml\n"
         )
 
+    def test_the_run_can_resume_only_with_agreement_above_chance(self, label) -> None:
+        """Two people with opposite orders of one prompt, whose second ranked prompt is the last that is needed."""
+        store = a_run(minimum=2)
+        store.save(a_ranking(0, "012", "ann"))
+        store.save(a_ranking(0, "210", "bob"))
+        out = label("123\n")[1]
+        assert "can resume" not in out
+        doubt = (
+            "annotators order 0 % of 3 pairs alike, not shown to be above chance. About 16 more prompts ranked by two "
+            "of them would show whether it is."
+        )
+        assert f"2 prompts are ranked, but {doubt} Rank more, or quit with q.\n" in out
+        assert f"2 prompts ranked (2 needed), but {doubt} See label RUN --stats." in out
+
     def test_guidelines_come_first_and_are_named(self, label, tmp_path: Path) -> None:
         store = a_run(minimum=1)
         assert "guidelines" not in label("123\n")[1].lower()

@@ -19,6 +19,7 @@ from lowrank_rlhf.commands.terminal.ranking_text import (
     SKIP,
     UNDO,
     describe,
+    doubt_text,
     pace_text,
     refusal_text,
 )
@@ -108,7 +109,9 @@ class RankingLoop:
         self._say(f"saved: {describe(draft)}")
         if not enough_before and self._project.enough:
             ranked = ranking_progress(self._project, self._annotator).ranked_by_anyone
-            self._say(f"{ranked} prompts are ranked: the run can resume. Rank more, or quit with {QUIT}.")
+            found = self._project.doubtful
+            verdict = f", but {doubt_text(found)}" if found else ": the run can resume."
+            self._say(f"{ranked} prompts are ranked{verdict} Rank more, or quit with {QUIT}.")
 
     def _undo(self, item: Item | None, draft: Draft) -> tuple[Item | None, Draft]:
         step = self._store.undo(self._annotator)

@@ -111,7 +111,8 @@ def _thanks(project: Project, now: RankingProgress, language: str) -> tuple[str,
     if not now.enough:
         return say("next.more", language, more=now.needed - now.ranked_by_anyone), False
     if doubt := project.doubtful:
-        return say("next.doubtful", language, share=_percent(doubt.share), pairs=doubt.pairs), False
+        key = "next.doubtful" if not doubt.more else "next.unclear_alone" if doubt.alone else "next.unclear"
+        return say(key, language, share=_percent(doubt.share), pairs=doubt.pairs, more=doubt.more), False
     return say("next.thanks", language), True
 
 
