@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from string import Formatter
@@ -23,8 +24,9 @@ from lowrank_rlhf.dashboard.ranking.text import LANGUAGES, language_of, nothing_
 from lowrank_rlhf.errors import Fault, UserError
 from lowrank_rlhf.preferences.overview import GENERAL, overview, ranking_progress
 from lowrank_rlhf.preferences.project import NothingToRank, open_project
+from lowrank_rlhf.preferences.queue import LEASE_SECONDS
 from lowrank_rlhf.preferences.reward_tests import reward_tests
-from lowrank_rlhf.preferences.store import Item
+from lowrank_rlhf.preferences.store import AnnotationStore, Item
 from lowrank_rlhf.preferences.team.guidelines import version_of
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress_file import StageProgress, write_progress
@@ -211,6 +213,30 @@ def test_progress_and_overview_by_hand(tmp_path: Path, store) -> None:
     assert figures[0]["figure"] == "13 comparisons from 3 rankings"
     assert f"about {GENERAL} comparisons" in figures[0]["means"]
     assert figures[1]["figure"].startswith("83 % of 6 pairs alike; Krippendorff's alpha 0.6")
+
+
+def test_the_time_left_to_the_goal_is_shared_by_those_who_are_active(tmp_path: Path) -> None:
+    """Eight prompts to the goal at 60 s each, with nobody, two others and one who left ten minutes ago."""
+    store = a_run_with_answers(tmp_path, 12, minimum_rankings=10)
+    project = open_project(tmp_path / "runs" / "people")
+    for prompt in range(2):
+        tiers = tuple((f"p{prompt}-{k}",) for k in range(4))
+        store.save(Ranking(prompt_id=f"p{prompt}", tiers=tiers, annotator="ann", seconds=60.0))
+    store.next_item("ann")
+    AnnotationStore(store.path, clock=lambda: time.time() - LEASE_SECONDS - 1).next_item("gone")
+    assert ranking_progress(project, "ann").seconds_left == 480
+    store.next_item("bob")
+    store.next_item("cy")
+    assert ranking_progress(project, "ann").seconds_left == 180  # the one of three who ranks most: 8 = 3 + 3 + 2
+    asked = {"do": "open", "badge": sign(SECRET, "people", "ann"), "language": "en"}
+    assert "1:00 each, about 3:00 left" in ranking_handler(tmp_path / "runs", SECRET)(asked)["progress"]["line"]
+    for name in ("bob", "cy"):
+        store.release(name)
+    assert ranking_progress(project, "ann").seconds_left == 480
+    for prompt in range(2, 10):
+        store.save(Ranking(prompt_id=f"p{prompt}", tiers=((f"p{prompt}-0",), (f"p{prompt}-1",)), annotator="bob"))
+    store.next_item("bob")
+    assert ranking_progress(project, "ann").seconds_left == 600  # the ten that ann has not ranked, beyond the goal
 
 
 def test_annotators_see_no_command_no_reward_model_and_nobody_else(tmp_path: Path) -> None:

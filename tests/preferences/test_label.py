@@ -96,6 +96,12 @@ class TestLines:
         assert re.findall(r"-- (\d of \d)   ann --", out) == ["2 of 3", "3 of 3"]
         assert "Tell me 0" not in out
 
+    def test_the_time_to_go_is_shared_and_by_the_pace_of_earlier_sessions(self, label) -> None:
+        store = a_run(minimum=3)
+        store.save(a_ranking(0, "012", "ann", seconds=60.0))
+        store.next_item("bob")
+        assert "\n1 ranked, 2 more needed, 1:00 each, about 1:00 to go; h" in label("", "--annotator", "ann")[1]
+
     def test_several_annotators_share_the_need(self, label) -> None:
         store = a_run(minimum=2)
         assert label("123\n", "--annotator", "ann")[0] == 5
