@@ -302,14 +302,14 @@ def test_enough_is_not_said_where_agreement_is_not_shown_to_be_above_chance(tmp_
     assert [found["sound"] for found in rank("ann", range(6), "0123")] == [True, True]
     for found in rank("ann", range(1), "3210"):
         assert found["sound"] is False
-        assert "0 % of 6 pairs are alike, which is not shown to be above chance" in found["next"]
-        assert "let another person rank about 9 of the ranked prompts" in found["next"]
+        assert "not shown to be above chance: of prompts that one person ranked twice, 0 % of 6 pairs" in found["next"]
+        assert "Let another person rank about 9 prompts too" in found["next"]
     assert "rankings of a prompt by the same annotator agree on 0 % of 6 pairs" in project_summary(
         open_project(store.path.parent)
     )
     for found in rank("bob", range(6), "1203"):
         assert found["sound"] is False
-        assert "annotators order 61 % of 36 pairs alike" in found["next"]
+        assert "not shown to be above chance: annotators order 61 % of 36 pairs alike" in found["next"]
         assert "let two people rank about 4 more of the same prompts" in found["next"]
     assert "About 4 more prompts ranked by two of them" in project_summary(open_project(store.path.parent))
     assert [found["sound"] for found in rank("bob", range(6), "0123")] == [True, True]  # 30 of 36 pairs

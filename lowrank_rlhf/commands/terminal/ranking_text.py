@@ -110,7 +110,7 @@ def pace_text(pace: DeadlinePace | None) -> str:
 
 
 def doubt_text(doubt: Doubt) -> str:
-    """Return the end of a sentence on agreement that is not above chance, and what would tell."""
+    """Return the end of a sentence on agreement that is not above chance, and on the prompts that would show it."""
     share = f"{100 * doubt.share:.0f} % of {doubt.pairs} pairs"
     if not doubt.more:
         return (

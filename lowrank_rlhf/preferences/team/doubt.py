@@ -18,8 +18,8 @@ _Z, _POWER = 1.96, 0.84  # of a two-sided 95 % interval; quantile of a power of 
 class Doubt(NamedTuple):
     """Agreement of the annotators that does not show that a reward model can learn from their rankings.
 
-    `more`: prompts to be ranked by two annotators until people who usually agree are told from chance; 0 if the
-    agreement is shown to be no better than chance. `alone`: it is that of people with themselves.
+    `more`: prompts that two annotators must rank in addition for people who usually agree to be distinguished
+    from chance; 0 if the agreement is shown to be no better than chance. `alone`: it is that of people with themselves.
     """
 
     share: float
