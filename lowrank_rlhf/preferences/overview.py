@@ -1,5 +1,7 @@
 """Ranking progress: pace, time left, agreement, biases, and the reward model's accuracy so far."""
 
+import time
+from math import ceil
 from statistics import median
 from typing import NamedTuple
 
@@ -15,6 +17,7 @@ from lowrank_rlhf.preferences.agreement import (
 from lowrank_rlhf.preferences.carelessness import AnnotatorCheck, check_annotators
 from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.preferences.project import Project
+from lowrank_rlhf.preferences.queue import others_active
 from lowrank_rlhf.preferences.reward_tests import RewardTest
 from lowrank_rlhf.preferences.store_rows import read_latest
 from lowrank_rlhf.preferences.team.checks import attention
@@ -34,9 +37,10 @@ class RankingProgress(NamedTuple):
 
     Attention checks count like the others. `needed` has all that are shown, until `enough` of the prompts to learn from
     are ranked, and then no more than are ranked.
-    `seconds_left` is the time until enough prompts are ranked, none is left, or the quota is reached; None without a
-    pace yet. `own_left` is the number of prompts until the annotator's quota, None without one, and `pace` the one that
-    the deadline requires: the annotator's with a quota, else that of all together.
+    `seconds_left` is the time until enough prompts are ranked, by all who are active and at this annotator's pace, none
+    is left, or the quota is reached; None without a pace yet. `own_left` is the number of prompts until the annotator's
+    quota, None without one, and `pace` the one that the deadline requires: the annotator's with a quota, else that of
+    all together.
     """
 
     prompts: int
@@ -85,7 +89,9 @@ def ranking_progress(project: Project, annotator: str) -> RankingProgress:
     seconds = project.store.latest_seconds(annotator, PACE_OF)
     each = median(seconds) if seconds else None
     own_left, not_ranked = None, counts.prompts - counts.ranked - counts.skipped
-    left = max(0, needed - counts.ranked_by_anyone) or not_ranked
+    with store.transaction() as database:
+        people = 1 + others_active(database, annotator, time.time())
+    left = ceil(max(0, needed - counts.ranked_by_anyone) / people) or not_ranked
     if settings.quota is not None:
         own_left = max(0, settings.quota - counts.ranked)
         left, pace = min(left, own_left), pace_until(settings.deadline, min(own_left, not_ranked))

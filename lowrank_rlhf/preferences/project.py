@@ -8,13 +8,12 @@ from pathlib import Path
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config, RankConfig
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.preferences.agreement import SameOrder, alike, in_all
-from lowrank_rlhf.preferences.carelessness import near_chance
 from lowrank_rlhf.preferences.enough import RankingNeed, needed
 from lowrank_rlhf.preferences.queue import AssignmentRules
 from lowrank_rlhf.preferences.reward_tests import RewardTest, reward_tests
 from lowrank_rlhf.preferences.store import AnnotationCounts, AnnotationStore, Item
-from lowrank_rlhf.preferences.store_rows import any_unranked
+from lowrank_rlhf.preferences.store_rows import any_unranked, repeated_rankings
+from lowrank_rlhf.preferences.team.doubt import Doubt, doubt
 from lowrank_rlhf.preferences.team.guidelines import Guidelines, version_of
 from lowrank_rlhf.preferences.team.pace import DeadlinePace, pace_until
 from lowrank_rlhf.run.directory import RunDir
@@ -128,10 +127,11 @@ class Project:
         return self.need.reason == "weak" and not self.rankings_changed
 
     @property
-    def doubtful(self) -> SameOrder | None:
-        """Agreement of the annotators if it is no better than chance, on prompts that several ranked; else None."""
-        found = alike(self.store.shared_rankings(_SHARED_PROMPTS, _SHARED_RANKINGS))
-        return in_all(found) if near_chance(found) else None
+    def doubtful(self) -> Doubt | None:
+        """Agreement of the annotators if it is not shown to be above chance; None also if it is not measured."""
+        with self.store.transaction() as database:
+            repeated = repeated_rankings(database, _SHARED_PROMPTS)
+        return doubt(self.store.shared_rankings(_SHARED_PROMPTS, _SHARED_RANKINGS), repeated)
 
     def counts(self, annotator: str) -> AnnotationCounts:
         """Return the progress as an annotator of these settings sees it."""

@@ -120,6 +120,12 @@ def end_lease(database: sqlite3.Connection, annotator: str, prompt_id: str | Non
     )
 
 
+def others_active(database: sqlite3.Connection, annotator: str, now: float) -> int:
+    """Return the number of other annotators with a prompt on their screen, active in the last `LEASE_SECONDS`."""
+    query = "SELECT COUNT(*) FROM leases WHERE annotator != ? AND until > ?"
+    return int(database.execute(query, (annotator, now)).fetchone()[0])
+
+
 def times_ranked(database: sqlite3.Connection, annotator: str, prompt_id: str) -> int:
     """Return the number of rankings of this prompt by this annotator that were not withdrawn."""
     query = (

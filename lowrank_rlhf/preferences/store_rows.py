@@ -218,6 +218,18 @@ def shared_rankings(database: sqlite3.Connection, prompts: int, rankings: int) -
     return [Ranking.model_validate_json(record) for (record,) in rows]
 
 
+def repeated_rankings(database: sqlite3.Connection, prompts: int) -> list[Ranking]:
+    """Return all rankings of prompts that one annotator ranked more than once, oldest first; at most `prompts`."""
+    rows = database.execute(
+        "SELECT record FROM rankings WHERE withdrawn = 0 AND (annotator, prompt_id) IN"
+        " (SELECT annotator, prompt_id FROM rankings WHERE withdrawn = 0"
+        " AND prompt_id NOT IN (SELECT prompt_id FROM checks)"
+        " GROUP BY annotator, prompt_id HAVING COUNT(*) > 1 LIMIT :prompts) ORDER BY position",
+        {"prompts": prompts},
+    )
+    return [Ranking.model_validate_json(record) for (record,) in rows]
+
+
 def latest_seconds(database: sqlite3.Connection, annotator: str, count: int) -> list[float]:
     """Return the seconds of the annotator's latest rankings that have them, at most `count`; of a prompt the last."""
     rows = database.execute(

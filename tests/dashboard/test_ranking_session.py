@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from string import Formatter
@@ -23,8 +24,9 @@ from lowrank_rlhf.dashboard.ranking.text import LANGUAGES, language_of, nothing_
 from lowrank_rlhf.errors import Fault, UserError
 from lowrank_rlhf.preferences.overview import GENERAL, overview, ranking_progress
 from lowrank_rlhf.preferences.project import NothingToRank, open_project
+from lowrank_rlhf.preferences.queue import LEASE_SECONDS
 from lowrank_rlhf.preferences.reward_tests import reward_tests
-from lowrank_rlhf.preferences.store import Item
+from lowrank_rlhf.preferences.store import AnnotationStore, Item
 from lowrank_rlhf.preferences.team.guidelines import version_of
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress_file import StageProgress, write_progress
@@ -213,6 +215,30 @@ def test_progress_and_overview_by_hand(tmp_path: Path, store) -> None:
     assert figures[1]["figure"].startswith("83 % of 6 pairs alike; Krippendorff's alpha 0.6")
 
 
+def test_the_time_left_to_the_goal_is_shared_by_those_who_are_active(tmp_path: Path) -> None:
+    """Eight prompts to the goal at 60 s each, with nobody, two others and one who left ten minutes ago."""
+    store = a_run_with_answers(tmp_path, 12, minimum_rankings=10)
+    project = open_project(tmp_path / "runs" / "people")
+    for prompt in range(2):
+        tiers = tuple((f"p{prompt}-{k}",) for k in range(4))
+        store.save(Ranking(prompt_id=f"p{prompt}", tiers=tiers, annotator="ann", seconds=60.0))
+    store.next_item("ann")
+    AnnotationStore(store.path, clock=lambda: time.time() - LEASE_SECONDS - 1).next_item("gone")
+    assert ranking_progress(project, "ann").seconds_left == 480
+    store.next_item("bob")
+    store.next_item("cy")
+    assert ranking_progress(project, "ann").seconds_left == 180  # the one of three who ranks most: 8 = 3 + 3 + 2
+    asked = {"do": "open", "badge": sign(SECRET, "people", "ann"), "language": "en"}
+    assert "1:00 each, about 3:00 left" in ranking_handler(tmp_path / "runs", SECRET)(asked)["progress"]["line"]
+    for name in ("bob", "cy"):
+        store.release(name)
+    assert ranking_progress(project, "ann").seconds_left == 480
+    for prompt in range(2, 10):
+        store.save(Ranking(prompt_id=f"p{prompt}", tiers=((f"p{prompt}-0",), (f"p{prompt}-1",)), annotator="bob"))
+    store.next_item("bob")
+    assert ranking_progress(project, "ann").seconds_left == 600  # the ten that ann has not ranked, beyond the goal
+
+
 def test_annotators_see_no_command_no_reward_model_and_nobody_else(tmp_path: Path) -> None:
     """The owner's page has all three."""
     store = a_run_with_answers(tmp_path, 3)
@@ -259,6 +285,36 @@ def test_enough_is_not_said_of_agreement_by_chance(tmp_path: Path) -> None:
     assert "0 % of 120 pairs alike" in found[1]
     assert "resume" not in found[1]
     assert "0 % of 120 pairs alike" in project_summary(open_project(store.path.parent))
+
+
+def test_enough_is_not_said_where_agreement_is_not_shown_to_be_above_chance(tmp_path: Path) -> None:
+    """To owner and annotators: one person with opposite orders of three prompts, then two people on six."""
+    store = a_run_with_answers(tmp_path, 6)
+    asked = {"do": "open", "badge": sign(SECRET, "people", "ann"), "language": "en"}
+    pages = [ranking_handler(tmp_path / "runs", SECRET, owner) for owner in (True, False)]
+
+    def rank(annotator: str, prompts: range, order: str) -> tuple[dict, dict]:
+        for prompt in prompts:
+            tiers = tuple((f"p{prompt}-{k}",) for k in order)
+            store.save(Ranking(prompt_id=f"p{prompt}", tiers=tiers, annotator=annotator))
+        return tuple(page(asked)["progress"] for page in pages)
+
+    assert [found["sound"] for found in rank("ann", range(6), "0123")] == [True, True]
+    assert [found["sound"] for found in rank("ann", range(2), "3210")] == [True, True]  # two prompts say nothing
+    for found in rank("ann", range(2, 3), "3210"):
+        assert found["sound"] is False
+        assert "not shown to be above chance: of prompts that one person ranked twice, 0 % of 18 pairs" in found["next"]
+        assert "Let another person rank about 7 prompts too" in found["next"]
+    assert "rankings of a prompt by the same annotator agree on 0 % of 18 pairs" in project_summary(
+        open_project(store.path.parent)
+    )
+    rank("ann", range(1, 3), "0123")
+    for found in rank("bob", range(6), "1203"):
+        assert found["sound"] is False
+        assert "not shown to be above chance: annotators order 61 % of 36 pairs alike" in found["next"]
+        assert "let two people rank about 4 more of the same prompts" in found["next"]
+    assert "About 4 more prompts ranked by two of them" in project_summary(open_project(store.path.parent))
+    assert [found["sound"] for found in rank("bob", range(6), "0123")] == [True, True]  # 30 of 36 pairs
 
 
 def test_enough_is_not_said_of_rankings_without_judgement(tmp_path: Path) -> None:

@@ -7,6 +7,10 @@ from typing import Any
 import pytest
 from people import a_ranking, a_run
 
+from lowrank_rlhf.preferences.expand import compare
+from lowrank_rlhf.preferences.store import AnnotationStore
+from lowrank_rlhf.run.records import Ranking
+
 ANNA, BOB = "0b6b3f54-8d3c-4f0a-9d3c-6a2f0c1d2e3f", "bob@example.org"
 
 
@@ -115,6 +119,86 @@ def test_label_studio_and_back(command) -> None:
     assert list(one.shown) == [item["id"] for item in items]
     assert (other.annotator, other.tiers) == ("7", (("p0-0",), ("p0-1",), ("p0-2",)))
     assert [task["data"]["prompt_id"] for task in exported(command, "label-studio")] == ["p1", "p2"]
+
+
+def rankings_of_many_kinds(store: AnnotationStore) -> None:
+    """By a name of each tool and one of neither: strict, tied, partial, with an answer left out, without an order."""
+    store.save(a_ranking(0, "012", ANNA, seconds=4.5, flags=("unsure",), shown=("p0-2", "p0-1", "p0-0")))
+    store.save(a_ranking(0, "20", BOB))
+    store.save(Ranking(prompt_id="p1", tiers=(("p1-1",), ("p1-0", "p1-2")), annotator="ann \u738b"))
+    store.save(Ranking(prompt_id="p1", tiers=(("p1-1",), ("p1-0", "p1-2")), annotator=BOB, partial=True))
+    store.save(a_ranking(2, "210", "ann \u738b", seconds=3.0))
+    store.save(Ranking(prompt_id="p2", tiers=(), annotator=ANNA, flags=("harmful",)))
+    store.save(a_ranking(3, "012"))
+    store.undo("ann")
+
+
+@pytest.mark.parametrize(
+    ("tool", "kept", "printed"),
+    [
+        (
+            "argilla",
+            {("p0", ANNA), ("p1", "ann \u738b"), ("p1", BOB), ("p2", "ann \u738b")},
+            [
+                "4 rankings; docs/annotations.md names what argilla does not keep",
+                "2 rankings left out: Argilla requires a place for each answer",
+                "Argilla identifies its users by UUID; to load the file into it, replace these names: "
+                f"ann \u738b, {BOB}",
+            ],
+        ),
+        (
+            "label-studio",
+            {("p0", ANNA), ("p0", BOB), ("p2", "ann \u738b")},
+            [
+                "3 rankings; docs/annotations.md names what label-studio does not keep",
+                "3 rankings left out: Label Studio requires an order without ties",
+                "Label Studio identifies its users by e-mail; to load the file into it, replace these names: "
+                f"{ANNA}, ann \u738b",
+            ],
+        ),
+    ],
+)
+def test_rankings_come_back_into_a_copy_as_they_were(command, tool: str, kept: set, printed: list[str]) -> None:
+    """All comparisons of each ranking that the format has, and no others; in the project itself nothing changes."""
+    store, copy = a_run(prompts=4), a_run("copy", prompts=4)
+    rankings_of_many_kinds(store)
+    code, out, _ = command("annotations", "export", "people", "ranked.json", "--format", tool, "--rankings")
+    assert (code, out.splitlines()) == (0, [f"wrote ranked.json: {printed[0]}", *printed[1:]])
+    assert command("annotations", "import", "copy", "ranked.json", "--format", tool)[0] == 0
+    ours = {(one.prompt_id, one.annotator): one for one in store.rankings()}
+    theirs = {(one.prompt_id, one.annotator): one for one in copy.rankings()}
+    assert theirs.keys() == kept
+    for key, found in theirs.items():
+        assert sorted(map(repr, compare(found))) == sorted(map(repr, compare(ours[key])))
+        assert list(map(set, found.tiers)) == list(map(set, ours[key].tiers))
+    if tool == "label-studio":
+        assert {key: one.seconds for key, one in theirs.items()} == {key: ours[key].seconds for key in kept}
+    before = store.contents()
+    again = command("annotations", "import", "people", "ranked.json", "--format", tool)[1]
+    assert again.startswith(f"0 rankings added, {len(kept)} already present")
+    assert store.contents() == before
+
+
+def test_exported_rankings_have_the_shapes_of_the_tools(command) -> None:
+    """As Argilla's server takes them (ranks from 1 for all answers) and as Label Studio's export has them."""
+    store = a_run()
+    store.save(Ranking(prompt_id="p0", tiers=(("p0-1",), ("p0-0", "p0-2")), annotator=ANNA))
+    store.save(a_ranking(1, "201", BOB, seconds=4.5))
+    export = ("annotations", "export", "people", "ranked.json", "--force", "--rankings", "--format")
+    assert command(*export, "argilla")[0] == 0
+    record = json.loads(Path("ranked.json").read_text())["items"][0]
+    (response,) = record["responses"]
+    assert (record["external_id"], response["user_id"], response["status"]) == ("p0", ANNA, "submitted")
+    ranks = {record["fields"][one["value"]]: one["rank"] for one in response["values"]["ranking"]["value"]}
+    assert ranks == {answer(1): 1, answer(0): 2, answer(2): 2}
+    assert command(*export, "label-studio")[0] == 0
+    (task,) = json.loads(Path("ranked.json").read_text())
+    (annotation,) = task["annotations"]
+    (result,) = annotation["result"]
+    assert (annotation["completed_by"], annotation["lead_time"]) == ({"email": BOB}, 4.5)
+    assert (result["from_name"], result["to_name"], result["type"]) == ("rank", "answers", "ranker")
+    assert result["value"] == {"ranker": {"rank": ["p1-2", "p1-0", "p1-1"]}}
+    assert command(*export[:-1])[0] == 2
 
 
 def argilla(**changes: Any) -> dict[str, Any]:

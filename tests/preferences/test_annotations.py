@@ -66,7 +66,9 @@ def test_to_another_machine_and_back(command) -> None:
     assert "3 rankings by 2 annotators, 1 skip\n" in out
     assert command("annotations", "import", "people", "back.jsonl") == (
         0,
-        "2 rankings added, 1 already present\n1 skip added\n2 prompts ranked (2 needed). To resume the run:\n"
+        "2 rankings added, 1 already present\n1 skip added\n2 prompts ranked (2 needed), but annotators order 0 % of 3 "
+        "pairs alike, not shown to be above chance. About 16 more prompts ranked by two of them would show whether "
+        "it is. See label RUN --stats. To resume the run anyway:\n"
         "  python -m lowrank_rlhf run runs/people/config.yaml\n",
         "",
     )

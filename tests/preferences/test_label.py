@@ -58,6 +58,20 @@ class TestLines:
             "3 prompts ranked (2 needed). To resume the run:\n  python -m lowrank_rlhf run runs/people/config.yaml\n"
         )
 
+    def test_the_run_can_resume_only_with_agreement_above_chance(self, label) -> None:
+        """Two people with opposite orders of one prompt, whose second ranked prompt is the last that is needed."""
+        store = a_run(minimum=2)
+        store.save(a_ranking(0, "012", "ann"))
+        store.save(a_ranking(0, "210", "bob"))
+        out = label("123\n")[1]
+        assert "can resume" not in out
+        doubt = (
+            "annotators order 0 % of 3 pairs alike, not shown to be above chance. About 16 more prompts ranked by two "
+            "of them would show whether it is."
+        )
+        assert f"2 prompts are ranked, but {doubt} Rank more, or quit with q.\n" in out
+        assert f"2 prompts ranked (2 needed), but {doubt} See label RUN --stats." in out
+
     def test_guidelines_come_first_and_are_named(self, label, tmp_path: Path) -> None:
         store = a_run(minimum=1)
         assert "guidelines" not in label("123\n")[1].lower()
@@ -81,6 +95,12 @@ class TestLines:
         code, out, _ = label("123\n", "--annotator", "ann")
         assert re.findall(r"-- (\d of \d)   ann --", out) == ["2 of 3", "3 of 3"]
         assert "Tell me 0" not in out
+
+    def test_the_time_to_go_is_shared_and_by_the_pace_of_earlier_sessions(self, label) -> None:
+        store = a_run(minimum=3)
+        store.save(a_ranking(0, "012", "ann", seconds=60.0))
+        store.next_item("bob")
+        assert "\n1 ranked, 2 more needed, 1:00 each, about 1:00 to go; h" in label("", "--annotator", "ann")[1]
 
     def test_several_annotators_share_the_need(self, label) -> None:
         store = a_run(minimum=2)

@@ -9,11 +9,12 @@ from typing import Annotated
 import typer
 
 from lowrank_rlhf.commands.common import RunArgument, RunsOption, echo, run_folder
+from lowrank_rlhf.commands.ranking.tool_files import ranked_tasks, tasks
 from lowrank_rlhf.commands.terminal.ranking_text import project_summary
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.errors import UserError, visible
 from lowrank_rlhf.preferences.contents import Contents, SavedRanking
-from lowrank_rlhf.preferences.exchange.files import Tool, read_tasks, to_tasks
+from lowrank_rlhf.preferences.exchange.files import Tool, read_tasks
 from lowrank_rlhf.preferences.export_file import comparisons_to_jsonl, demonstrations_to_jsonl, to_jsonl
 from lowrank_rlhf.preferences.import_file import read_rows
 from lowrank_rlhf.preferences.import_plan import ImportPlan
@@ -87,6 +88,9 @@ def export(
     tool: Annotated[
         Tool | None, typer.Option("--format", help="Write the prompts still to rank as tasks of this tool.")
     ] = None,
+    ranked: Annotated[
+        bool, typer.Option("--rankings", help="With --format: write the rankings instead, as the tool's annotations.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a run's prompts, answers, rankings and skips to a file.
@@ -101,7 +105,10 @@ def export(
       python -m lowrank_rlhf annotations export people pairs.jsonl --comparisons
       python -m lowrank_rlhf annotations export people written.jsonl --demonstrations
       python -m lowrank_rlhf annotations export people tasks.json --format label-studio
+      python -m lowrank_rlhf annotations export people ranked.json --format argilla --rankings
     """
+    if ranked and not tool:
+        raise UserError("--rankings requires --format; without it the export has all rankings")
     if comparisons + demonstrations + (tool is not None) > 1:
         raise UserError("--comparisons, --demonstrations and --format cannot be combined; export one at a time")
     contents, rankings = _ranked(run, runs)
@@ -118,11 +125,7 @@ def export(
         lines = [f"wrote {file}: {rows}; to use them in sft:", f"  {command}"]
         empty = "no demonstrations to export: no annotator has written an answer"
     elif tool:
-        text = to_tasks(contents, tool)
-        command = f"{COMMAND} annotations import {shlex.quote(run)} FILE --format {tool}"
-        lines = [f"wrote {file}: tasks for {tool}; docs/annotations.md has its settings. To import the annotations:"]
-        lines += [f"  {command}"]
-        empty = "no prompts to export: all are ranked"
+        text, lines, empty = ranked_tasks(contents, tool, file) if ranked else tasks(contents, tool, run, file)
     else:
         text, lines, empty = to_jsonl(contents), [f"wrote {file}: {_counts(contents, rankings)}"], ""
         lines += _not_current(contents, rankings)

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterable
-from statistics import median
 
 from rich.console import Console
 from rich.control import Control
@@ -19,6 +18,7 @@ from lowrank_rlhf.commands.terminal.ranking_text import (
     SKIP,
     UNDO,
     describe,
+    doubt_text,
     pace_text,
     refusal_text,
 )
@@ -46,7 +46,6 @@ class RankingLoop:
     ) -> None:
         self._project, self._store, self._annotator = project, project.store, annotator
         self._keys, self._console, self._clock = keys, console, clock
-        self._seconds: list[float] = []
         self._guidelines = project.shown_guidelines()
 
     def run(self) -> None:
@@ -104,12 +103,13 @@ class RankingLoop:
         enough_before = self._project.enough
         version = self._guidelines.version if self._guidelines else None
         self._store.save(ranking_of(draft, item, self._annotator, round(seconds, 1), version))
-        self._seconds.append(seconds)
         self._say(f"saved: {describe(draft)}")
         if not enough_before and self._project.enough:
             ranked = ranking_progress(self._project, self._annotator).ranked_by_anyone
             more = "Rank more, or quit" if self._project.has_unranked else "Quit"
-            self._say(f"{ranked} prompts are ranked: the run can resume. {more} with {QUIT}.")
+            found = self._project.doubtful
+            verdict = f", but {doubt_text(found)}" if found else ": the run can resume."
+            self._say(f"{ranked} prompts are ranked{verdict} {more} with {QUIT}.")
 
     def _undo(self, item: Item | None, draft: Draft) -> tuple[Item | None, Draft]:
         step = self._store.undo(self._annotator)
@@ -120,8 +120,6 @@ class RankingLoop:
         if not isinstance(step, Ranking):
             self._say("skip undone")
             return back, _empty(back)
-        if self._seconds:
-            self._seconds.pop()
         self._say("last saved ranking undone")
         return back, draft_of(step, back) if self._keys.live else _empty(back)
 
@@ -162,11 +160,8 @@ class RankingLoop:
     def _pace(self, counts: RankingProgress) -> str:
         missing = max(0, counts.needed - counts.ranked_by_anyone)
         text = f"{counts.ranked_by_anyone} ranked" + (f", {missing} more needed" if missing else "")
-        if self._seconds:
-            each = median(self._seconds)
-            left = missing or counts.prompts - counts.ranked - counts.skipped
-            left = left if counts.own_left is None else min(left, counts.own_left)
-            text += f", {duration(each)} each, about {duration(each * left)} to go"
+        if counts.seconds_each is not None and counts.seconds_left is not None:
+            text += f", {duration(counts.seconds_each)} each, about {duration(counts.seconds_left)} to go"
         text += f", {counts.own_left} of your share left" if counts.own_left else ""
         text += f"; {HELP_KEY} shows the keys"
         return f"{text}. {pace_text(counts.pace)}" if counts.pace else text

@@ -16,6 +16,7 @@ from lowrank_rlhf.preferences.labelling import (
 )
 from lowrank_rlhf.preferences.overview import careless_annotators
 from lowrank_rlhf.preferences.project import Project, counted
+from lowrank_rlhf.preferences.team.doubt import Doubt
 from lowrank_rlhf.preferences.team.pace import DeadlinePace
 
 TIE, UNDO, SKIP, FLAG, QUIT = (
@@ -108,6 +109,26 @@ def pace_text(pace: DeadlinePace | None) -> str:
     return f"Until the deadline, {pace.deadline}: {pace.each_day} a day."
 
 
+def doubt_text(doubt: Doubt) -> str:
+    """Return the end of a sentence on agreement that is not above chance, and on the prompts that would show it."""
+    share = f"{100 * doubt.share:.0f} % of {doubt.pairs} pairs"
+    if not doubt.more:
+        return (
+            f"annotators order only {share} alike, no better than chance: a reward model cannot learn from such "
+            "rankings."
+        )
+    more = counted(doubt.more, "more prompt")
+    if doubt.alone:
+        return (
+            f"rankings of a prompt by the same annotator agree on {share}, not shown to be above chance. Rankings of "
+            f"about {counted(doubt.more, 'prompt')} by a second annotator would show whether it is."
+        )
+    return (
+        f"annotators order {share} alike, not shown to be above chance. About {more} ranked by two of them would show "
+        "whether it is."
+    )
+
+
 def _gain(project: Project) -> str:
     """Return a sentence on what further rankings would gain by the newest reward model.
 
@@ -132,11 +153,10 @@ def project_summary(project: Project) -> str:
         return _joined(missing, pace_text(project.pace), gain)
     if project.settings is None:
         return f"{counted(count, 'prompt')} ranked. To export them:\n  {project.next_command}"
-    if doubt := project.doubtful:
+    if found := project.doubtful:
         return (
-            f"{counted(count, 'prompt')}{of_round} ranked ({need.prompts} needed), but annotators order only "
-            f"{100 * doubt.share:.0f} % of {doubt.pairs} pairs alike, no better than chance: a reward model cannot "
-            f"learn from such rankings. See label RUN --stats. To resume the run anyway:\n  {project.next_command}"
+            f"{counted(count, 'prompt')}{of_round} ranked ({need.prompts} needed), but {doubt_text(found)} See "
+            f"label RUN --stats. To resume the run anyway:\n  {project.next_command}"
         )
     ranked = f"{counted(count, 'prompt')}{of_round} ranked ({need.prompts} needed)."
     if project.refused:

@@ -15,7 +15,7 @@ from lowrank_rlhf.run.directory import RunDir
 
 _MORE = {"setting": "next.more", "power": "next.more_power", "weak": "next.more_weak"}
 _ENOUGH = ("next.enough", "next.enough_passes")
-_DOUBTFUL = ("next.doubtful", "next.doubtful_all")
+_DOUBTFUL = ("next.doubtful", "next.doubtful_all", "next.unclear", "next.unclear_alone")
 
 
 class NextStep(NamedTuple):
@@ -64,7 +64,9 @@ def _verdict(project: Project, now: RankingProgress, careless: Sequence[Annotato
     need, left = project.need, project.has_unranked
     if not now.enough:
         return _MORE[need.reason] if left else "next.more_none"
-    if project.doubtful:
+    if doubt := project.doubtful:
+        if doubt.more:
+            return "next.unclear_alone" if doubt.alone else "next.unclear"
         return "next.doubtful" if left else "next.doubtful_all"
     if project.refused:
         return "next.refused"
@@ -96,7 +98,7 @@ def _say(key: str, project: Project, now: RankingProgress, language: str) -> str
     return say(
         key,
         language,
-        more=now.needed - now.ranked_by_anyone,
+        more=doubt.more if doubt else now.needed - now.ranked_by_anyone,
         needed=_ranked(need, language),
         passes=percent(need.passes or 0.0),
         accuracy=percent(need.accuracy or 0.0),

@@ -2,14 +2,15 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
+from uuid import UUID
 
 from pydantic import AliasChoices, AliasPath, BaseModel, Field, field_validator, model_validator
 
 from lowrank_rlhf.preferences.contents import SavedRanking, Skip
 from lowrank_rlhf.preferences.exchange.tasks import AnnotationTask, find_task, named, saved
-from lowrank_rlhf.run.records import Sample
+from lowrank_rlhf.run.records import Ranking, Sample
 
 QUESTION = "ranking"
 """Name of the ranking question in Argilla, whose options are `answer_1`, `answer_2`, ..., the names of the fields."""
@@ -23,6 +24,44 @@ def record(task: AnnotationTask) -> dict[str, Any]:
     empty: dict[str, Any] = {"metadata": {}, "suggestions": {}, "responses": {}, "vectors": {}}
     texts = {name: answer.text for name, answer in _options(task).items()}
     return {"id": task.prompt.id, "fields": {"prompt": task.prompt.conversation, **texts}, **empty}
+
+
+def ranked(task: AnnotationTask, rankings: Sequence[Ranking]) -> dict[str, Any]:
+    """Return a task with rankings as the server's API takes them: ranks from 1, of which equal ones are ties.
+
+    Its client writes no ranks, and the server takes no finished response without them.
+    """
+    names = {answer.id: name for name, answer in _options(task).items()}
+    responses = [
+        {
+            "values": {
+                QUESTION: {
+                    "value": [
+                        {"value": names[answer], "rank": rank}
+                        for rank, tier in enumerate(ranking.tiers, 1)
+                        for answer in tier
+                    ]
+                }
+            },
+            "user_id": ranking.annotator,
+            "status": "submitted",
+        }
+        for ranking in rankings
+    ]
+    return {"external_id": task.prompt.id, "fields": record(task)["fields"], "responses": responses}
+
+
+def holds(task: AnnotationTask, ranking: Ranking) -> bool:
+    """Return True if a response can have this order: the server requires a rank for every answer."""
+    return sum(map(len, ranking.tiers)) == len(task.answers)
+
+
+def knows(name: str) -> bool:
+    """Return True if this can be a user of the tool."""
+    try:
+        return str(UUID(name)) == name.lower()
+    except ValueError:
+        return False
 
 
 def _options(task: AnnotationTask) -> dict[str, Sample]:

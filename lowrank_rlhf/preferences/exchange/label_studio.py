@@ -1,12 +1,13 @@
 """Tasks of Label Studio, ranked by its tag Ranker without buckets."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import AliasPath, BaseModel, Field, FiniteFloat, field_validator
 
 from lowrank_rlhf.preferences.contents import SavedRanking, Skip
 from lowrank_rlhf.preferences.exchange.tasks import AnnotationTask, find_task, named, saved
+from lowrank_rlhf.run.records import Ranking
 
 
 def record(task: AnnotationTask) -> dict[str, Any]:
@@ -15,6 +16,38 @@ def record(task: AnnotationTask) -> dict[str, Any]:
         {"id": answer.id, "title": str(place), "body": answer.text} for place, answer in enumerate(task.answers, 1)
     ]
     return {"data": {"prompt_id": task.prompt.id, "prompt": task.prompt.conversation, "items": items}}
+
+
+def ranked(task: AnnotationTask, rankings: Sequence[Ranking]) -> dict[str, Any]:
+    """Return a task with rankings as its annotations."""
+    annotations = [
+        {
+            "completed_by": {"email": ranking.annotator},
+            "lead_time": ranking.seconds,
+            "was_cancelled": False,
+            "result": [
+                {
+                    "id": str(number),
+                    "from_name": "rank",
+                    "to_name": "answers",
+                    "type": "ranker",
+                    "value": {"ranker": {"rank": [answer for tier in ranking.tiers for answer in tier]}},
+                }
+            ],
+        }
+        for number, ranking in enumerate(rankings, 1)
+    ]
+    return record(task) | {"annotations": annotations}
+
+
+def holds(_task: AnnotationTask, ranking: Ranking) -> bool:
+    """Return True if an annotation can have this order: a Ranker has no ties."""
+    return bool(ranking.tiers) and all(len(tier) == 1 for tier in ranking.tiers)
+
+
+def knows(name: str) -> bool:
+    """Return True if this can be a user of the tool."""
+    return "@" in name
 
 
 class _Result(BaseModel):
