@@ -16,9 +16,10 @@ from pydantic import ValidationError
 
 from lowrank_rlhf.dashboard import wording
 from lowrank_rlhf.dashboard.ranking.disputes import decided_words, disputes_words, undecided_words
+from lowrank_rlhf.dashboard.ranking.figures import figures_words
 from lowrank_rlhf.dashboard.ranking.markdown import tree
 from lowrank_rlhf.dashboard.ranking.request import OF_OWNER, RankingRequest
-from lowrank_rlhf.dashboard.ranking.screen import Reply, draft_words, figures_words, item_words, progress_words
+from lowrank_rlhf.dashboard.ranking.screen import Reply, draft_words, item_words, progress_words
 from lowrank_rlhf.dashboard.ranking.team import team_words
 from lowrank_rlhf.dashboard.ranking.text import nothing_to_rank_text, say
 from lowrank_rlhf.errors import Fault, UserError

@@ -27,6 +27,11 @@ def say(key: str, language: str, **values: object) -> str:
     return texts(language)[key].format(**values)
 
 
+def percent(share: float) -> str:
+    """Return a share as a percentage: `70 %`."""
+    return f"{100 * share:.0f} %"
+
+
 def nothing_to_rank_text(error: NothingToRank, language: str) -> str:
     """Return the reason why there is nothing to rank; of a run at work, how far it is."""
     if error.run is not None and (run := _at_work(error.run)):
