@@ -17,7 +17,7 @@ from lowrank_rlhf.preferences.store import AnnotationCounts, AnnotationStore, It
 from lowrank_rlhf.preferences.team.guidelines import Guidelines, version_of
 from lowrank_rlhf.preferences.team.pace import DeadlinePace, pace_until
 from lowrank_rlhf.run.directory import RunDir
-from lowrank_rlhf.run.records import Prompt, Ranking, read_jsonl
+from lowrank_rlhf.run.records import Prompt, Ranking, Score, read_jsonl
 from lowrank_rlhf.run.results.rounds import prefix
 
 STORE = "annotations.sqlite"
@@ -65,6 +65,12 @@ class Project:
     def reward_tests(self) -> tuple[RewardTest, ...]:
         """Tests of the reward models of this round, oldest first."""
         return reward_tests(self._run_dir.path)
+
+    @property
+    def reward_scores(self) -> tuple[Score, ...]:
+        """Scores of the ranked answers by this round's reward model; none before it is trained."""
+        path = self._run_dir.artifact("scores.jsonl")
+        return tuple(read_jsonl(path, Score)) if path.is_file() else ()
 
     @property
     def settings(self) -> RankConfig | None:

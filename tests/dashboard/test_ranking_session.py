@@ -12,6 +12,7 @@ from string import Formatter
 import pytest
 from annotators_page import a_run_with_answers, with_guidelines
 from dashboard_runs import event, holding
+from people import a_ranking
 
 from lowrank_rlhf.commands.terminal.ranking_text import project_summary
 from lowrank_rlhf.config.loading import dump_config, load_config
@@ -28,7 +29,7 @@ from lowrank_rlhf.preferences.store import Item
 from lowrank_rlhf.preferences.team.guidelines import version_of
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress_file import StageProgress, write_progress
-from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample, write_jsonl
+from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample, Score, write_jsonl
 
 SECRET = b"s" * 32
 FOLDER = Path(__file__).parents[2] / "lowrank_rlhf" / "dashboard"
@@ -462,6 +463,32 @@ def test_a_ranking_names_the_long_answers_that_were_not_read(ask, store, tmp_pat
     owner = ranking_handler(tmp_path / "runs", SECRET, owner=True)
     figures = owner({"do": "figures", "badge": sign(SECRET, "people", "ann"), "language": "en"})["figures"]
     assert figures[-1]["figure"].startswith("2 ranked  ·  0:00 each  ·  1 with a long answer not scrolled to its end")
+
+
+def test_the_owner_sees_each_annotator_s_agreements_and_biases(tmp_path: Path) -> None:
+    """bob ranks twelve prompts twice, the second time the other way round, and the longest answer first."""
+    store = a_run_with_answers(tmp_path, 12, ("a", "bb", "ccc", "dddd"))
+    for order in ("0123", "3210"):
+        for prompt in range(12):
+            shown = tuple(f"p{prompt}-{k}" for k in ("0123" if prompt < 3 else "3210"))
+            store.save(a_ranking(prompt, order, "bob <b>", shown=shown))
+    scores = [
+        Score(sample_id=f"p{i}-{k}", prompt_id=f"p{i}", score=k % 3, held_out=i < 2) for i in range(4) for k in range(4)
+    ]
+    write_jsonl(tmp_path / "runs" / "people" / "scores.jsonl", scores)
+    page = ranking_handler(tmp_path / "runs", SECRET, owner=True)
+    asked = {"badge": sign(SECRET, "people", "ann"), "language": "en"}
+    row = page({"do": "figures", **asked})["figures"][-1]
+    # The answers' scores are 0 1 2 0: of 3>2 3>1 2>1 2>0 1>0 three are alike, and 3 and 0 have equal scores.
+    assert row["figure"].splitlines() == [
+        "12 ranked",
+        "prompts ranked twice: 0 % of 72 pairs as before  ·  60 % of 10 held-out pairs as the reward model",
+        "the answer shown first was best in 75 % (chance: 25 %)  ·  the longer answer won 100 % of 72 pairs"
+        " (chance: 50 %)",
+    ]
+    assert row["means"].startswith("Check the rankings by bob <b>: ")
+    assert "prompts ranked twice are ordered hardly more alike than by chance" in row["means"]
+    assert page({"do": "open", **asked})["progress"]["warnings"] == [row["means"]]
 
 
 @pytest.mark.parametrize(

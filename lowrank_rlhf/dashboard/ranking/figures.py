@@ -5,10 +5,11 @@ from lowrank_rlhf.dashboard.ranking.screen import Reply, warning_words
 from lowrank_rlhf.dashboard.ranking.text import percent, say
 from lowrank_rlhf.errors import visible
 from lowrank_rlhf.maths.reward_gate import prompts_for_curve
-from lowrank_rlhf.preferences.carelessness import AnnotatorCheck
+from lowrank_rlhf.preferences.agreement import SameOrder
 from lowrank_rlhf.preferences.overview import GENERAL, Overview
 from lowrank_rlhf.preferences.project import Project
 from lowrank_rlhf.preferences.reward_tests import CurvePoint, RewardTest
+from lowrank_rlhf.preferences.team.annotators import AnnotatorFigures
 from lowrank_rlhf.run.progress import duration
 
 
@@ -34,7 +35,7 @@ def figures_words(found: Overview, project: Project, language: str, owner: bool)
         *_guidelines(found, language),
         _accuracy(found, project, language),
         *_learning(found, language),
-        *(_annotator(one, project, language) for one in found.annotator_checks),
+        *(_annotator(one, project, language) for one in found.of_each),
     ]
 
 
@@ -124,19 +125,47 @@ def _tested(key: str, found: RewardTest | CurvePoint, language: str) -> str:
     return say(key, language, prompts=found.prompts, share=percent(found.accuracy), low=low, high=high)
 
 
-def _annotator(found: AnnotatorCheck, project: Project, language: str) -> Reply:
-    parts = [say("annotator.ranked", language, rankings=found.rankings)]
-    left = project.own_left(found.annotator)
+def _annotator(found: AnnotatorFigures, project: Project, language: str) -> Reply:
+    """Return an annotator's row: amount and pace, agreement, biases, each on a line of its own."""
+    check = found.check
+    parts = [say("annotator.ranked", language, rankings=check.rankings)]
+    left = project.own_left(check.annotator)
     if left is not None:
         parts.append(say("annotator.quota" if left else "annotator.done", language, left=left))
-    if found.median_seconds is not None:
-        parts.append(say("annotator.pace", language, each=duration(found.median_seconds)))
-    if found.agreement:
-        share, pairs = percent(found.agreement.share), found.agreement.pairs
-        parts.append(say("annotator.agreement", language, share=share, pairs=pairs))
-    if found.attention:
-        share, pairs = percent(found.attention.right / found.attention.pairs), found.attention.pairs
-        parts.append(say("annotator.checks", language, share=share, pairs=pairs, checks=found.attention.checks))
-    if found.unread:
-        parts.append(say("annotator.unread", language, rankings=found.unread))
-    return {"name": visible(found.annotator), "figure": "  ·  ".join(parts), "means": warning_words(found, language)}
+    if check.median_seconds is not None:
+        parts.append(say("annotator.pace", language, each=duration(check.median_seconds)))
+    if check.unread:
+        parts.append(say("annotator.unread", language, rankings=check.unread))
+    lines = [parts, _agreements(found, language), _biases(found, language)]
+    return {
+        "name": visible(check.annotator),
+        "figure": "\n".join("  ·  ".join(line) for line in lines if line),
+        "means": warning_words(check, language),
+    }
+
+
+def _agreements(found: AnnotatorFigures, language: str) -> list[str]:
+    parts, attention = [], found.check.attention
+    agreements: dict[str, SameOrder | None] = {
+        "annotator.agreement": found.check.agreement,
+        "annotator.own_agreement": found.check.own_agreement,
+        "annotator.reward_model": found.with_reward_model,
+    }
+    for key, agreement in agreements.items():
+        if agreement:
+            parts.append(say(key, language, share=percent(agreement.share), pairs=agreement.pairs))
+    if attention:
+        share = percent(attention.right / attention.pairs)
+        parts.append(say("annotator.checks", language, share=share, pairs=attention.pairs, checks=attention.checks))
+    return parts
+
+
+def _biases(found: AnnotatorFigures, language: str) -> list[str]:
+    parts, own = [], found.statistics
+    if own.position:
+        first, chance = percent(own.position.shown_first), percent(own.position.expected)
+        parts.append(say("annotator.position", language, share=first, chance=chance))
+    if own.longer_preferred is not None:
+        share = percent(own.longer_preferred)
+        parts.append(say("annotator.length", language, share=share, pairs=own.uneven_comparisons))
+    return parts
