@@ -19,6 +19,7 @@ from lowrank_rlhf.preferences.reward_tests import RewardTest
 from lowrank_rlhf.preferences.store_rows import read_latest
 from lowrank_rlhf.preferences.team.annotators import AnnotatorFigures, figures_of_each
 from lowrank_rlhf.preferences.team.checks import attention
+from lowrank_rlhf.preferences.team.exclusion import excluded_rankings
 from lowrank_rlhf.preferences.team.pace import DeadlinePace, pace_until
 
 GENERAL = 2000
@@ -70,6 +71,8 @@ class Overview(NamedTuple):
     guidelines: int | None
     """Rankings whose annotators were shown the current guidelines; None if there are none."""
     of_each: tuple[AnnotatorFigures, ...]
+    excluded: dict[str, int]
+    """Number of rankings of each excluded annotator."""
     reward_tests: tuple[RewardTest, ...]
 
 
@@ -133,5 +136,6 @@ def overview(project: Project, of_each: bool = False) -> Overview:
         flagged=found.flagged,
         guidelines=sum(ranking.guidelines == shown.version for ranking in current) if shown else None,
         of_each=tuple(figures_of_each(contents, project.reward_scores)) if of_each else (),
+        excluded=excluded_rankings(project.store) if of_each else {},
         reward_tests=project.reward_tests,
     )

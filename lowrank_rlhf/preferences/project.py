@@ -14,6 +14,7 @@ from lowrank_rlhf.preferences.enough import RankingNeed, needed
 from lowrank_rlhf.preferences.queue import AssignmentRules
 from lowrank_rlhf.preferences.reward_tests import RewardTest, reward_tests
 from lowrank_rlhf.preferences.store import AnnotationCounts, AnnotationStore, Item
+from lowrank_rlhf.preferences.team.exclusion import is_excluded
 from lowrank_rlhf.preferences.team.guidelines import Guidelines, version_of
 from lowrank_rlhf.preferences.team.pace import DeadlinePace, pace_until
 from lowrank_rlhf.run.directory import RunDir
@@ -157,9 +158,9 @@ class Project:
         return None if quota is None else max(0, quota - self.counts(annotator).ranked)
 
     def next_item(self, annotator: str) -> Item | None:
-        """Return this annotator's next item by the run's settings; None also once the quota is reached."""
+        """Return this annotator's next item by the run's settings; None also after the quota and if excluded."""
         settings = self.settings or RankConfig()
-        if self.own_left(annotator) == 0:
+        if self.own_left(annotator) == 0 or is_excluded(self.store, annotator):
             self.store.release(annotator)
             return None
         return self.store.next_item(annotator, AssignmentRules(settings.shared, settings.repeated, settings.checks))

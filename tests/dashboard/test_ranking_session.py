@@ -26,6 +26,7 @@ from lowrank_rlhf.preferences.overview import GENERAL, overview, ranking_progres
 from lowrank_rlhf.preferences.project import NothingToRank, open_project
 from lowrank_rlhf.preferences.reward_tests import reward_tests
 from lowrank_rlhf.preferences.store import Item
+from lowrank_rlhf.preferences.team.exclusion import exclude
 from lowrank_rlhf.preferences.team.guidelines import version_of
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress_file import StageProgress, write_progress
@@ -288,8 +289,41 @@ def test_enough_is_not_said_of_rankings_without_judgement(tmp_path: Path) -> Non
     assert "First check the rankings by bob <b>" in project_summary(open_project(store.path.parent))
     others = annotator(asked)["progress"]
     assert (others["warnings"], "bob" in json.dumps(others)) == ([], False)
-    assert store.exclude("bob <b>") == 12
+    assert exclude(store, "bob <b>") == 12
     assert owner(asked)["progress"]["sound"] is True
+
+
+def test_the_owner_excludes_and_restores_an_annotator(tmp_path: Path, ask, store) -> None:
+    """Who is excluded gets no prompts, can save nothing, and is told so; the owner still sees the row."""
+    for name, prompt in (("bob <b>", 0), ("bob <b>", 1), ("ann", 0)):
+        store.save(a_ranking(prompt, "01", name))
+    bob = sign(SECRET, "people", "bob <b>")
+    assert ask("open", bob)["item"]["prompt_id"] == "p2"
+    page = ranking_handler(tmp_path / "runs", SECRET, owner=True)
+    step = {"badge": sign(SECRET, "people", "ann"), "language": "en"}
+
+    def rows() -> dict[str, tuple]:
+        found = page({"do": "figures", **step})["figures"]
+        return {
+            one["annotator"]: (one["figure"].splitlines()[0], one["excluded"]) for one in found if "annotator" in one
+        }
+
+    assert list(ask("exclude", annotator="ann")) == list(ask("restore", annotator="ann")) == ["error"]
+    assert rows() == {"ann": ("1 ranked", False), "bob <b>": ("2 ranked", False)}
+    assert page({"do": "exclude", "annotator": "bob <b>", **step}) == {}
+    assert rows() == {"ann": ("1 ranked", False), "bob <b>": ("excluded; rankings kept and not counted: 2", True)}
+    assert [one.annotator for one in store.rankings()] == ["ann"]
+    assert [store.next_item(name).prompt.id for name in ("ann", "cy")] == ["p1", "p2"]  # bob does not hold p2 any more
+    for asked in ({}, {"do": "renew", "prompt_id": "p1"}, {"do": "key", "key": "\r", "prompt_id": "p1", "keys": ["1"]}):
+        told = ask(badge=bob, **{"do": "open", **asked})
+        assert told["item"] is None
+        assert told["excluded"].startswith("Your rankings are set aside")
+    assert [one.annotator for one in store.rankings()] == ["ann"]
+    assert page({"do": "restore", "annotator": "bob <b>", **step}) == {}
+    assert rows()["bob <b>"] == ("2 ranked", False)
+    store.release("cy")
+    back = ask("open", bob)
+    assert (back["item"]["prompt_id"], back["excluded"]) == ("p2", "")
 
 
 def test_the_owner_sets_guidelines_quota_and_deadline(tmp_path: Path, ask) -> None:

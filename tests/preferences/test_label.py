@@ -15,6 +15,7 @@ from people import a_ranking, a_run, tiers_as_shown
 from lowrank_rlhf import cli
 from lowrank_rlhf.commands.terminal.ranking_text import ALPHA
 from lowrank_rlhf.preferences.agreement import AlphaLevel
+from lowrank_rlhf.preferences.team.exclusion import exclude
 from lowrank_rlhf.preferences.team.guidelines import version_of
 from lowrank_rlhf.run.records import Message, Prompt, Sample, Score, write_jsonl
 
@@ -148,6 +149,12 @@ class TestLines:
         monkeypatch.setattr("getpass.getuser", nobody)
         assert label("123\n")[2] == "login name not found; set --annotator NAME\n"
         assert label("", "--json")[2] == "--json requires --stats\n"
+
+    def test_who_is_excluded_gets_no_prompts(self, label) -> None:
+        store = a_run()
+        store.save(a_ranking(0, "012", "bob"))
+        exclude(store, "bob")
+        assert "\nYour rankings are set aside, and no prompts are left for you." in label("", "--annotator", "bob")[1]
 
     def test_a_conversation_is_shown_whole_and_harmless(self, label) -> None:
         store = a_run(prompts=0)

@@ -35,7 +35,7 @@ def figures_words(found: Overview, project: Project, language: str, owner: bool)
         *_guidelines(found, language),
         _accuracy(found, project, language),
         *_learning(found, language),
-        *(_annotator(one, project, language) for one in found.of_each),
+        *_annotators(found, project, language),
     ]
 
 
@@ -123,6 +123,17 @@ def _learning(found: Overview, language: str) -> list[Reply]:
 def _tested(key: str, found: RewardTest | CurvePoint, language: str) -> str:
     low, high = map(percent, found.interval)
     return say(key, language, prompts=found.prompts, share=percent(found.accuracy), low=low, high=high)
+
+
+def _annotators(found: Overview, project: Project, language: str) -> list[Reply]:
+    """Return a row on all annotators, and one for each, with the name that excludes or restores their rankings."""
+    rows = {one.check.annotator: _annotator(one, project, language) for one in found.of_each}
+    for name, rankings in found.excluded.items():
+        row = rows.setdefault(name, {"name": visible(name), "figure": "", "means": ""})
+        marked = say("annotator.excluded", language, rankings=rankings)
+        row["figure"] = "\n".join(part for part in (marked, row["figure"]) if part)
+    named = [rows[name] | {"annotator": name, "excluded": name in found.excluded} for name in sorted(rows)]
+    return [_row("annotators", language, say("annotators.figure", language, count=len(named))), *named] if named else []
 
 
 def _annotator(found: AnnotatorFigures, project: Project, language: str) -> Reply:

@@ -60,7 +60,8 @@ function drawScreen(same) {
   const { item, progress } = screen;
   find('.rk-item').hidden = !item;
   find('.rk-end').hidden = !!item;
-  element.querySelector('.rk-end [data-key="s"]').hidden = !progress.skipped || !!progress.quota;
+  element.querySelector('.rk-end [data-key="s"]').hidden = !progress.skipped || !!progress.quota || !!screen.excluded;
+  element.querySelector('.rk-end [data-key="u"]').hidden = !!screen.excluded;
   find('.rk-line').replaceChildren(...progress.line.map((part) => make('span', '', part)),
     make('span', 'rk-who', put('page.who', { name: props.value.badge.annotator })));
   find('.rk-bar i').style.width = `${100 * progress.share}%`;
@@ -175,7 +176,7 @@ function prose(text) {
 
 function drawDraft(refused, notice) {
   const { draft, item } = screen;
-  if (!item) { find('.rk-end p').textContent = refused || screen.progress.quota || notice || texts['end.text']; return; }
+  if (!item) { find('.rk-end p').textContent = refused || screen.excluded || screen.progress.quota || notice || texts['end.text']; return; }
   const places = new Map();
   let place = 1;
   for (const tier of draft.tiers) {
@@ -244,7 +245,8 @@ function drawTyping() {
 function drawFigures(rows) {
   find('.rk-figures dl').replaceChildren(...rows.flatMap((row) => {
     const value = make('dd');
-    value.append(make('b', '', row.figure), make('span', 'rk-soft', row.means));
+    value.append(make('b', row.excluded ? 'rk-soft' : '', row.figure), make('span', 'rk-soft', row.means));
+    if (row.annotator) value.append(exclusion(row)); // ranking_owner.js
     return [make('dt', '', row.name), value];
   }));
 }
