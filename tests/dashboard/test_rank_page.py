@@ -528,13 +528,20 @@ def test_on_a_telephone_prompt_and_tools_stay_in_sight(tmp_path: Path) -> None:
         body = ann.page.locator(".rk-card > .rk-text").first
         assert body.evaluate("node => node.scrollHeight > node.clientHeight + 100")
         assert ann.page.locator(".rk-below").count() == 4
+        unread = ann.page.locator(".rk-unread:visible")
+        assert unread.count() == 0  # before there is an order
         ann.press("1")
+        assert unread.all_inner_texts() == ["not read to the end"] * 4
         body.evaluate("node => node.scrollTo(0, node.scrollHeight)")
         ann.page.wait_for_function("document.querySelectorAll('.rk-below').length === 3")
+        assert unread.count() == 3
         ann.page.reload()
         ann.page.locator(".rk-item").wait_for()
         ann.wait()
-        ann.press("Enter", "u", "Enter", "e")
+        assert unread.count() == 3
+        ann.press("Enter", "u", "Enter", "e", "1")
+        assert unread.count() == 0  # all of the second prompt are expanded
+        ann.press("u")
         assert body.evaluate("node => node.scrollHeight <= node.clientHeight + 2")
         assert ann.page.locator(".rk-below").count() == 0
         ann.page.locator(".rk-expand").click()

@@ -99,7 +99,7 @@ function card(answer, index) {
   const head = make('div', 'rk-head');
   const badge = make('button', 'rk-badge', LABELS[index], { type: 'button' });
   badge.dataset.answer = index;
-  head.append(badge, make('span', 'rk-place'));
+  head.append(badge, make('span', 'rk-place'), make('span', 'rk-unread', texts['card.unread'], { hidden: true }));
   const body = answer.text ? prose(answer.text) : make('div', 'rk-text rk-soft', texts['card.empty']);
   body.tabIndex = 0;
   body.addEventListener('scroll', markLong);
@@ -152,7 +152,13 @@ function markLong() {
     long = long || hidden > 2;
   }
   button.hidden = !long;
-  if (read.size > before) keepDraft();
+  if (read.size > before) { keepDraft(); markUnread(); }
+}
+
+// Once there is an order, the cards of answers whose end has not been on the screen say so.
+function markUnread() {
+  for (const node of element.querySelectorAll('.rk-card'))
+    node.querySelector('.rk-unread').hidden = !screen.draft.tiers.length || read.has(Number(node.dataset.answer));
 }
 
 function expand() {
@@ -192,6 +198,7 @@ function drawDraft(refused, notice) {
     const key = { key: LABELS[index] };
     node.querySelector('.rk-badge').setAttribute('aria-label', put(found ? 'card.remove' : 'card.place', key));
   }
+  markUnread();
   drawLane(draft, item);
   const enter = find('.rk-enter');
   enter.textContent = refused || [notice, draft.enter].filter(Boolean).join(' · ');
