@@ -225,7 +225,7 @@ def test_annotators_see_no_command_no_reward_model_and_nobody_else(tmp_path: Pat
     asked = {"badge": sign(SECRET, "people", "ann"), "language": "en"}
     annotators, owners = (ranking_handler(tmp_path / "runs", SECRET, owner) for owner in (False, True))
     seen, all_seen = (page({"do": "figures", **asked})["figures"] for page in (annotators, owners))
-    only_owner = {"Comparisons", "Flags", "Reward model", "ann"}
+    only_owner = {"Comparisons", "Flags", "Reward model", "Annotators", "ann"}
     assert {row["name"] for row in all_seen} - {row["name"] for row in seen} == only_owner
     said, all_said = (page({"do": "open", **asked})["progress"]["next"] for page in (annotators, owners))
     assert ("lowrank_rlhf" in said, "lowrank_rlhf" in all_said) == (False, True)
