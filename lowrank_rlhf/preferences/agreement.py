@@ -1,7 +1,7 @@
 """Agreement of annotators, their position and length biases, their pace."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from itertools import combinations, pairwise
 from math import comb
@@ -114,15 +114,30 @@ def consistency(rankings: Iterable[Ranking]) -> SameOrder | None:
 
     `rankings`: all that were not withdrawn, oldest first.
     """
+    return in_all(alike_again(rankings))
+
+
+def alike_again(rankings: Iterable[Ranking]) -> list[Alike]:
+    """Return the agreement of each annotator's successive rankings of a prompt; `rankings` as for `consistency`."""
     history = defaultdict(list)
     for ranking in rankings:
         history[ranking.annotator, ranking.prompt_id].append(ranking)
-    found = [
+    return [
         Alike(prompt, (name, name), *_counts(_ordered(first), _ordered(second)))
         for (name, prompt), passes in history.items()
         for first, second in pairwise(passes)
     ]
-    return in_all(found)
+
+
+def agreement_with_scores(rankings: Iterable[Ranking], score: Mapping[str, float]) -> SameOrder | None:
+    """Return the share of ordered pairs whose better answer has the higher score; None without such pairs.
+
+    `score`: by answer. Pairs with an answer that has none, and pairs with equal scores, are left out.
+    """
+    pairs = [(pair.chosen, pair.rejected) for ranking in rankings for pair in compare(ranking)]
+    scored = [(score[better], score[worse]) for better, worse in pairs if better in score and worse in score]
+    same = [better > worse for better, worse in scored if better != worse]
+    return SameOrder(share=sum(same) / len(same), pairs=len(same)) if same else None
 
 
 def _ordered(ranking: Ranking) -> set[tuple[str, str]]:

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any, NamedTuple
 from unicodedata import east_asian_width
 
-from lowrank_rlhf.preferences.agreement import Alike, SameOrder, alike, in_all
+from lowrank_rlhf.preferences.agreement import Alike, SameOrder, alike, alike_again, in_all
 from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.run.records import Ranking, Sample
 
@@ -30,6 +30,7 @@ class Sign(StrEnum):
     PLACE = "place"
     FAST = "fast"
     CHANCE = "chance"
+    AGAIN = "again"
     CHECKS = "checks"
 
 
@@ -47,7 +48,7 @@ class Attention(NamedTuple):
 
 
 class AnnotatorCheck(NamedTuple):
-    """One annotator's rankings: their pace, their agreement with others, and signs that they carry no judgement.
+    """One annotator's rankings: pace, agreement with others and with oneself, and signs that they carry no judgement.
 
     `pattern`: largest share of the rankings with the same places on the screen, best to worst; None without an order.
     `place`: largest share whose single best answer was at one place; None without such answers. `unread`: rankings with
@@ -60,32 +61,39 @@ class AnnotatorCheck(NamedTuple):
     pattern: float | None
     place: float | None
     agreement: SameOrder | None
+    own_agreement: SameOrder | None
     attention: Attention | None
     unread: int
     signs: tuple[Sign, ...]
 
 
 def check_annotators(
-    rankings: Sequence[Ranking], samples: Iterable[Sample], attention: Mapping[str, Attention] | None = None
+    rankings: Sequence[Ranking],
+    samples: Iterable[Sample],
+    attention: Mapping[str, Attention] | None = None,
+    kept: Iterable[Ranking] = (),
 ) -> list[AnnotatorCheck]:
     """Check each annotator's rankings of these samples, in the order of their names.
 
-    `attention`: results of the annotators' attention checks, whose rankings are not among the others.
+    `attention`: results of the annotators' attention checks, whose rankings are not among the others. `kept`: all
+    rankings that were not withdrawn, oldest first, both of a prompt ranked twice.
     """
     attention = attention or {}
     letters = {sample.id: _letters(sample.text) for sample in samples}
-    own, shared = defaultdict(list), defaultdict(list)
+    own, shared, again = defaultdict(list), defaultdict(list), defaultdict(list)
     for ranking in rankings:
         own[ranking.annotator].append(ranking)
     for two in alike(rankings):
         for name in two.annotators:
             shared[name].append(two)
+    for two in alike_again(kept):
+        again[two.annotators[0]].append(two)
     names = sorted({*own, *attention})
-    return [_check(name, own[name], letters, shared[name], attention.get(name)) for name in names]
+    return [_check(name, own[name], letters, shared[name], again[name], attention.get(name)) for name in names]
 
 
 def near_chance(found: Sequence[Alike]) -> bool:
-    """Return True if enough prompts show that annotators agree about as often as by chance.
+    """Return True if enough prompts show that annotators, or one with oneself, agree about as often as by chance.
 
     The interval is over prompts: the pairs of one ranking are not independent.
     """
@@ -103,6 +111,7 @@ def _check(
     rankings: Sequence[Ranking],
     letters: Mapping[str, float],
     shared: Sequence[Alike],
+    again: Sequence[Alike],
     attention: Attention | None,
 ) -> AnnotatorCheck:
     patterns = Counter(found for ranking in rankings if (found := _pattern(ranking)))
@@ -113,6 +122,7 @@ def _check(
         Sign.PLACE: _repeats(places, lambda place: place[1]),
         Sign.FAST: len(seconds) >= FEWEST_RANKINGS and _too_fast(rankings, letters),
         Sign.CHANCE: near_chance(shared),
+        Sign.AGAIN: near_chance(again),
         Sign.CHECKS: attention is not None and attention.failed,
     }
     return AnnotatorCheck(
@@ -122,6 +132,7 @@ def _check(
         pattern=_largest_share(patterns),
         place=_largest_share(places),
         agreement=in_all(shared),
+        own_agreement=in_all(again),
         attention=attention,
         unread=sum(bool(ranking.unread) for ranking in rankings),
         signs=tuple(sign for sign, shown in signs.items() if shown),

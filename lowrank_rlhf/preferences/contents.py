@@ -75,6 +75,12 @@ class Contents:
         checks = {check.prompt_id for check in self.checks}
         return [ranking for ranking in current_rankings(self.history) if ranking.prompt_id not in checks]
 
+    def kept(self) -> list[Ranking]:
+        """Return the rankings that were not withdrawn, oldest first, without checks; of a prompt ranked twice both."""
+        checks = {check.prompt_id for check in self.checks}
+        kept = (saved.ranking for saved in self.history if not saved.withdrawn)
+        return [ranking for ranking in kept if ranking.prompt_id not in checks]
+
     def learned(self) -> list[Ranking]:
         """Return the rankings to learn from: the current ones, those of decided prompts replaced by the decisions."""
         kept, checks = {ranking.prompt_id for ranking in self.decisions}, {check.prompt_id for check in self.checks}

@@ -20,7 +20,9 @@ from lowrank_rlhf.preferences.project import Project
 from lowrank_rlhf.preferences.queue import others_active
 from lowrank_rlhf.preferences.reward_tests import RewardTest
 from lowrank_rlhf.preferences.store_rows import read_latest
+from lowrank_rlhf.preferences.team.annotators import AnnotatorFigures, figures_of_each
 from lowrank_rlhf.preferences.team.checks import attention
+from lowrank_rlhf.preferences.team.exclusion import excluded_rankings
 from lowrank_rlhf.preferences.team.pace import DeadlinePace, pace_until
 
 GENERAL = 2000
@@ -72,7 +74,9 @@ class Overview(NamedTuple):
     flagged: int
     guidelines: int | None
     """Rankings whose annotators were shown the current guidelines; None if there are none."""
-    annotator_checks: tuple[AnnotatorCheck, ...]
+    of_each: tuple[AnnotatorFigures, ...]
+    excluded: dict[str, int]
+    """Number of rankings of each excluded annotator."""
     reward_tests: tuple[RewardTest, ...]
 
 
@@ -113,7 +117,8 @@ def careless_annotators(project: Project) -> list[AnnotatorCheck]:
     """Return the annotators with signs that their rankings, of the latest of all, carry no judgement."""
     with project.store.transaction() as database:
         latest = read_latest(database, _CHECKED)
-    return [one for one in check_annotators(latest.current(), latest.answers, attention(latest)) if one.signs]
+    checked = check_annotators(latest.current(), latest.answers, attention(latest), latest.kept())
+    return [one for one in checked if one.signs]
 
 
 def overview(project: Project, of_each: bool = False) -> Overview:
@@ -122,15 +127,13 @@ def overview(project: Project, of_each: bool = False) -> Overview:
     current = contents.current()
     found = ranking_statistics(current, contents.answers)
     shown = project.shown_guidelines()
-    known = {check.prompt_id for check in contents.checks}
-    kept = [saved.ranking for saved in contents.history if not saved.withdrawn]
     return Overview(
         annotators=len({ranking.annotator for ranking in current}),
         rankings=len(current),
         comparisons=sum(len(compare(ranking)) for ranking in contents.learned()),
         alpha=krippendorff_alpha(current),
         agreement=same_order(current),
-        consistency=consistency(ranking for ranking in kept if ranking.prompt_id not in known),
+        consistency=consistency(contents.kept()),
         position=found.position,
         longer_preferred=found.longer_preferred,
         uneven_comparisons=found.uneven_comparisons,
@@ -138,6 +141,7 @@ def overview(project: Project, of_each: bool = False) -> Overview:
         written=sum(ranking.written is not None for ranking in current),
         flagged=found.flagged,
         guidelines=sum(ranking.guidelines == shown.version for ranking in current) if shown else None,
-        annotator_checks=tuple(check_annotators(current, contents.answers, attention(contents))) if of_each else (),
+        of_each=tuple(figures_of_each(contents, project.reward_scores)) if of_each else (),
+        excluded=excluded_rankings(project.store) if of_each else {},
         reward_tests=project.reward_tests,
     )

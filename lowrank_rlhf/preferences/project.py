@@ -14,10 +14,11 @@ from lowrank_rlhf.preferences.reward_tests import RewardTest, reward_tests
 from lowrank_rlhf.preferences.store import AnnotationCounts, AnnotationStore, Item
 from lowrank_rlhf.preferences.store_rows import any_unranked, repeated_rankings
 from lowrank_rlhf.preferences.team.doubt import Doubt, doubt
+from lowrank_rlhf.preferences.team.exclusion import is_excluded
 from lowrank_rlhf.preferences.team.guidelines import Guidelines, version_of
 from lowrank_rlhf.preferences.team.pace import DeadlinePace, pace_until
 from lowrank_rlhf.run.directory import RunDir
-from lowrank_rlhf.run.records import Prompt, Ranking, read_jsonl
+from lowrank_rlhf.run.records import Prompt, Ranking, Score, read_jsonl
 from lowrank_rlhf.run.results.rounds import prefix
 
 STORE = "annotations.sqlite"
@@ -65,6 +66,12 @@ class Project:
     def reward_tests(self) -> tuple[RewardTest, ...]:
         """Tests of the reward models of this round, oldest first."""
         return reward_tests(self._run_dir.path)
+
+    @property
+    def reward_scores(self) -> tuple[Score, ...]:
+        """Scores of the ranked answers by this round's reward model; none before it is trained."""
+        path = self._run_dir.artifact("scores.jsonl")
+        return tuple(read_jsonl(path, Score)) if path.is_file() else ()
 
     @property
     def settings(self) -> RankConfig | None:
@@ -158,9 +165,9 @@ class Project:
         return None if quota is None else max(0, quota - self.counts(annotator).ranked)
 
     def next_item(self, annotator: str) -> Item | None:
-        """Return this annotator's next item by the run's settings; None also once the quota is reached."""
+        """Return this annotator's next item by the run's settings; None also after the quota and if excluded."""
         settings = self.settings or RankConfig()
-        if self.own_left(annotator) == 0:
+        if self.own_left(annotator) == 0 or is_excluded(self.store, annotator):
             self.store.release(annotator)
             return None
         return self.store.next_item(annotator, AssignmentRules(settings.shared, settings.repeated, settings.checks))

@@ -42,8 +42,6 @@ from lowrank_rlhf.run import fault_points
 from lowrank_rlhf.run.records import Prompt, Ranking, Sample
 
 BUSY_SECONDS = 30.0
-EXCLUDED = 2
-"""Value of `rankings.withdrawn` for a ranking that the run's owner withdrew; 1 if its annotator did."""
 _DISK = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR)
 
 
@@ -185,16 +183,6 @@ class AnnotationStore:
         """Return rankings of prompts that several annotators ranked, oldest first: at most so many of each."""
         with self.transaction() as database:
             return shared_rankings(database, prompts, rankings)
-
-    def exclude(self, annotator: str, excluded: bool = True) -> int:
-        """Withdraw all rankings of an annotator, or with `excluded` False restore them; return their number.
-
-        Rankings that the annotator undid stay undone.
-        """
-        before, after = (0, EXCLUDED) if excluded else (EXCLUDED, 0)
-        with self.transaction(write=True) as database:
-            query = "UPDATE rankings SET withdrawn = ? WHERE annotator = ? AND withdrawn = ?"
-            return database.execute(query, (after, annotator, before)).rowcount
 
     def guidelines(self) -> tuple[Guidelines, ...]:
         """Return all guidelines that annotators were shown, in the order in which they were first shown."""

@@ -24,6 +24,7 @@ from annotators_page import (
 
 from lowrank_rlhf.preferences.project import open_project
 from lowrank_rlhf.preferences.store import AnnotationStore
+from lowrank_rlhf.preferences.team.exclusion import exclude
 from lowrank_rlhf.preferences.team.guidelines import version_of
 from lowrank_rlhf.preferences.team.invitations import FILE, Invitations
 from lowrank_rlhf.run.records import Ranking
@@ -114,6 +115,11 @@ def test_two_people_at_once(tmp_path: Path) -> None:
         li.press("u")
         assert li.prompt() == "Tell me 0"
         replay_a_badge(ann, li)
+        exclude(store, "李")
+        li.press("1", "Enter")
+        assert "Your rankings are set aside at the moment" in li.text(".rk-end")
+        assert not li.page.locator(".rk-end [data-key]:visible").count()
+        exclude(store, "李", excluded=False)
         assert (ann.errors, li.errors) == ([], [])
     assert [row[:2] for row in rows(store, "ann")] == [("p0", "2>1=3=4")]
     assert [row[:2] for row in rows(store, "李")] == [("p1", "1>2=3=4"), ("p2", "3>1=2=4")]
@@ -273,6 +279,7 @@ def test_inside_the_dashboard_with_a_name_and_a_button_to_go_on(tmp_path: Path) 
             ann.page.get_by_text("The run goes on.").wait_for()
             assert (tmp_path / "went on").read_text() == "people"
             decide_a_disagreement(ann, store)
+            exclude_an_annotator(ann, store)
             set_the_team_s_settings(ann, tmp_path / "runs" / "people")
             ann.page.locator("#run textarea, #run input").fill("nowhere")
             ann.page.get_by_text("Run not found.").wait_for()
@@ -303,6 +310,22 @@ def set_the_team_s_settings(owner: Person, run: Path) -> None:
     section.get_by_role("button", name="Copied").wait_for()
     assert owner.page.evaluate("String(getSelection())") == commands[1]
     assert owner.page.evaluate("window.pwned") is None
+    assert owner.errors == []
+
+
+def exclude_an_annotator(owner: Person, store: AnnotationStore) -> None:
+    """The owner excludes an annotator under the figures, whose row stays, and restores the rankings."""
+    fold = owner.page.locator(".rk-figures")
+    fold.locator("summary").click()
+    assert [one.annotator for one in store.contents().current()] == ["ann 1", "ann 1", "bob <b>"]
+    fold.get_by_role("button", name="Exclude: bob <b>", exact=True).click()
+    fold.get_by_text("excluded; rankings kept and not counted: 1").wait_for()
+    assert [one.annotator for one in store.contents().current()] == ["ann 1", "ann 1"]
+    assert fold.locator("dt").all_inner_texts()[-2:] == ["ann 1", "bob <b>"]
+    fold.get_by_role("button", name="Restore: bob <b>", exact=True).click()
+    fold.get_by_role("button", name="Exclude: bob <b>", exact=True).wait_for()
+    assert [one.annotator for one in store.contents().current()] == ["ann 1", "ann 1", "bob <b>"]
+    fold.locator("summary").click()
     assert owner.errors == []
 
 
@@ -505,13 +528,20 @@ def test_on_a_telephone_prompt_and_tools_stay_in_sight(tmp_path: Path) -> None:
         body = ann.page.locator(".rk-card > .rk-text").first
         assert body.evaluate("node => node.scrollHeight > node.clientHeight + 100")
         assert ann.page.locator(".rk-below").count() == 4
+        unread = ann.page.locator(".rk-unread:visible")
+        assert unread.count() == 0  # before there is an order
         ann.press("1")
+        assert unread.all_inner_texts() == ["not read to the end"] * 4
         body.evaluate("node => node.scrollTo(0, node.scrollHeight)")
         ann.page.wait_for_function("document.querySelectorAll('.rk-below').length === 3")
+        assert unread.count() == 3
         ann.page.reload()
         ann.page.locator(".rk-item").wait_for()
         ann.wait()
-        ann.press("Enter", "u", "Enter", "e")
+        assert unread.count() == 3
+        ann.press("Enter", "u", "Enter", "e", "1")
+        assert unread.count() == 0  # all of the second prompt are expanded
+        ann.press("u")
         assert body.evaluate("node => node.scrollHeight <= node.clientHeight + 2")
         assert ann.page.locator(".rk-below").count() == 0
         ann.page.locator(".rk-expand").click()

@@ -13,6 +13,7 @@ from string import Formatter
 import pytest
 from annotators_page import a_run_with_answers, with_guidelines
 from dashboard_runs import event, finish, holding
+from people import a_ranking
 
 from lowrank_rlhf.commands.terminal.ranking_text import project_summary
 from lowrank_rlhf.config.loading import dump_config, load_config
@@ -27,10 +28,11 @@ from lowrank_rlhf.preferences.project import NothingToRank, open_project
 from lowrank_rlhf.preferences.queue import LEASE_SECONDS
 from lowrank_rlhf.preferences.reward_tests import reward_tests
 from lowrank_rlhf.preferences.store import AnnotationStore, Item
+from lowrank_rlhf.preferences.team.exclusion import exclude
 from lowrank_rlhf.preferences.team.guidelines import version_of
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress_file import StageProgress, write_progress
-from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample, write_jsonl
+from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample, Score, write_jsonl
 
 SECRET = b"s" * 32
 FOLDER = Path(__file__).parents[2] / "lowrank_rlhf" / "dashboard"
@@ -249,7 +251,7 @@ def test_annotators_see_no_command_no_reward_model_and_nobody_else(tmp_path: Pat
     asked = {"badge": sign(SECRET, "people", "ann"), "language": "en"}
     annotators, owners = (ranking_handler(tmp_path / "runs", SECRET, owner) for owner in (False, True))
     seen, all_seen = (page({"do": "figures", **asked})["figures"] for page in (annotators, owners))
-    only_owner = {"Comparisons", "Flags", "Reward model", "ann"}
+    only_owner = {"Comparisons", "Flags", "Reward model", "Annotators", "ann"}
     assert {row["name"] for row in all_seen} - {row["name"] for row in seen} == only_owner
     said, all_said = (page({"do": "open", **asked})["progress"]["next"] for page in (annotators, owners))
     assert ("lowrank_rlhf" in said, "lowrank_rlhf" in all_said) == (False, True)
@@ -289,7 +291,7 @@ def test_enough_is_not_said_of_agreement_by_chance(tmp_path: Path) -> None:
 
 def test_enough_is_not_said_where_agreement_is_not_shown_to_be_above_chance(tmp_path: Path) -> None:
     """To owner and annotators: one person with opposite orders of three prompts, then two people on six."""
-    store = a_run_with_answers(tmp_path, 6)
+    store = a_run_with_answers(tmp_path, 9)
     asked = {"do": "open", "badge": sign(SECRET, "people", "ann"), "language": "en"}
     pages = [ranking_handler(tmp_path / "runs", SECRET, owner) for owner in (True, False)]
 
@@ -299,22 +301,21 @@ def test_enough_is_not_said_where_agreement_is_not_shown_to_be_above_chance(tmp_
             store.save(Ranking(prompt_id=f"p{prompt}", tiers=tiers, annotator=annotator))
         return tuple(page(asked)["progress"] for page in pages)
 
-    assert [found["sound"] for found in rank("ann", range(6), "0123")] == [True, True]
-    assert [found["sound"] for found in rank("ann", range(2), "3210")] == [True, True]  # two prompts say nothing
-    for found in rank("ann", range(2, 3), "3210"):
+    assert [found["sound"] for found in rank("ann", range(9), "0123")] == [True, True]
+    assert [found["sound"] for found in rank("ann", range(6, 8), "3210")] == [True, True]  # two prompts say nothing
+    for found in rank("ann", range(8, 9), "3210"):
         assert found["sound"] is False
         assert "not shown to be above chance: of prompts that one person ranked twice, 0 % of 18 pairs" in found["next"]
         assert "Let another person rank about 7 prompts too" in found["next"]
     assert "rankings of a prompt by the same annotator agree on 0 % of 18 pairs" in project_summary(
         open_project(store.path.parent)
     )
-    rank("ann", range(1, 3), "0123")
     for found in rank("bob", range(6), "1203"):
         assert found["sound"] is False
-        assert "not shown to be above chance: annotators order 61 % of 36 pairs alike" in found["next"]
+        assert "not shown to be above chance: annotators order 67 % of 36 pairs alike" in found["next"]
         assert "let two people rank about 4 more of the same prompts" in found["next"]
     assert "About 4 more prompts ranked by two of them" in project_summary(open_project(store.path.parent))
-    assert [found["sound"] for found in rank("bob", range(6), "0123")] == [True, True]  # 30 of 36 pairs
+    assert [found["sound"] for found in rank("bob", range(6), "0123")] == [True, True]
 
 
 def test_enough_is_not_said_of_rankings_without_judgement(tmp_path: Path) -> None:
@@ -344,7 +345,7 @@ def test_enough_is_not_said_of_rankings_without_judgement(tmp_path: Path) -> Non
     others = annotator(asked)["progress"]
     assert (others["warnings"], others["sound"], "bob" in json.dumps(others)) == ([], False, False)
     assert "may not be enough. Further careful rankings help." in others["next"]
-    assert store.exclude("bob <b>") == 12
+    assert exclude(store, "bob <b>") == 12
     assert (owner(asked)["progress"]["sound"], annotator(asked)["progress"]["sound"]) == (True, True)
     assert annotator(asked)["progress"]["next"].startswith("Enough prompts are ranked, thank you.")
 
@@ -409,6 +410,39 @@ def test_a_finished_run_is_not_resumed_but_trained_again_with_other_rankings(tmp
     assert (now["enough"], now["finished"]) == (True, True)
     assert now["next"].startswith("The run is finished, but rankings have changed since it was trained.")
     assert now["next"].endswith("--redo rank")
+
+
+def test_the_owner_excludes_and_restores_an_annotator(tmp_path: Path, ask, store) -> None:
+    """Who is excluded gets no prompts, can save nothing, and is told so; the owner still sees the row."""
+    for name, prompt in (("bob <b>", 0), ("bob <b>", 1), ("ann", 0)):
+        store.save(a_ranking(prompt, "01", name))
+    bob = sign(SECRET, "people", "bob <b>")
+    assert ask("open", bob)["item"]["prompt_id"] == "p2"
+    page = ranking_handler(tmp_path / "runs", SECRET, owner=True)
+    step = {"badge": sign(SECRET, "people", "ann"), "language": "en"}
+
+    def rows() -> dict[str, tuple]:
+        found = page({"do": "figures", **step})["figures"]
+        return {
+            one["annotator"]: (one["figure"].splitlines()[0], one["excluded"]) for one in found if "annotator" in one
+        }
+
+    assert list(ask("exclude", annotator="ann")) == list(ask("restore", annotator="ann")) == ["error"]
+    assert rows() == {"ann": ("1 ranked", False), "bob <b>": ("2 ranked", False)}
+    assert page({"do": "exclude", "annotator": "bob <b>", **step}) == {}
+    assert rows() == {"ann": ("1 ranked", False), "bob <b>": ("excluded; rankings kept and not counted: 2", True)}
+    assert [one.annotator for one in store.rankings()] == ["ann"]
+    assert [store.next_item(name).prompt.id for name in ("ann", "cy")] == ["p1", "p2"]  # bob does not hold p2 any more
+    for asked in ({}, {"do": "renew", "prompt_id": "p1"}, {"do": "key", "key": "\r", "prompt_id": "p1", "keys": ["1"]}):
+        told = ask(badge=bob, **{"do": "open", **asked})
+        assert told["item"] is None
+        assert told["excluded"].startswith("Your rankings are set aside")
+    assert [one.annotator for one in store.rankings()] == ["ann"]
+    assert page({"do": "restore", "annotator": "bob <b>", **step}) == {}
+    assert rows()["bob <b>"] == ("2 ranked", False)
+    store.release("cy")
+    back = ask("open", bob)
+    assert (back["item"]["prompt_id"], back["excluded"]) == ("p2", "")
 
 
 def test_the_owner_sets_guidelines_quota_and_deadline(tmp_path: Path, ask) -> None:
@@ -582,6 +616,32 @@ def test_a_ranking_names_the_long_answers_that_were_not_read(ask, store, tmp_pat
     owner = ranking_handler(tmp_path / "runs", SECRET, owner=True)
     figures = owner({"do": "figures", "badge": sign(SECRET, "people", "ann"), "language": "en"})["figures"]
     assert figures[-1]["figure"].startswith("2 ranked  ·  0:00 each  ·  1 with a long answer not scrolled to its end")
+
+
+def test_the_owner_sees_each_annotator_s_agreements_and_biases(tmp_path: Path) -> None:
+    """bob ranks twelve prompts twice, the second time the other way round, and the longest answer first."""
+    store = a_run_with_answers(tmp_path, 12, ("a", "bb", "ccc", "dddd"))
+    for order in ("0123", "3210"):
+        for prompt in range(12):
+            shown = tuple(f"p{prompt}-{k}" for k in ("0123" if prompt < 3 else "3210"))
+            store.save(a_ranking(prompt, order, "bob <b>", shown=shown))
+    scores = [
+        Score(sample_id=f"p{i}-{k}", prompt_id=f"p{i}", score=k % 3, held_out=i < 2) for i in range(4) for k in range(4)
+    ]
+    write_jsonl(tmp_path / "runs" / "people" / "scores.jsonl", scores)
+    page = ranking_handler(tmp_path / "runs", SECRET, owner=True)
+    asked = {"badge": sign(SECRET, "people", "ann"), "language": "en"}
+    row = page({"do": "figures", **asked})["figures"][-1]
+    # The answers' scores are 0 1 2 0: of 3>2 3>1 2>1 2>0 1>0 three are alike, and 3 and 0 have equal scores.
+    assert row["figure"].splitlines() == [
+        "12 ranked",
+        "prompts ranked twice: 0 % of 72 pairs as before  ·  60 % of 10 held-out pairs as the reward model",
+        "the answer shown first was best in 75 % (chance: 25 %)  ·  the longer answer won 100 % of 72 pairs"
+        " (chance: 50 %)",
+    ]
+    assert row["means"].startswith("Check the rankings by bob <b>: ")
+    assert "prompts ranked twice are ordered hardly more alike than by chance" in row["means"]
+    assert page({"do": "open", **asked})["progress"]["warnings"] == [row["means"]]
 
 
 @pytest.mark.parametrize(

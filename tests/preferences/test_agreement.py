@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import pytest
 
 from lowrank_rlhf.preferences.agreement import (
+    agreement_with_scores,
     alpha_level,
     consistency,
     krippendorff_alpha,
@@ -192,3 +193,10 @@ def test_consistency_by_hand() -> None:
     assert consistency([first, second]) == (2 / 3, 3)
     assert consistency([first, second, second]) == (5 / 6, 6)
     assert consistency([first, ranking("y", "a", "c", "b")]) is None
+
+
+def test_agreement_with_scores_by_hand() -> None:
+    """Of a > b, a > c, b > c the scores agree with two; ties, unknown answers and equal scores are left out."""
+    assert agreement_with_scores([ranking("x", "a", "b", "c")], {"a": 0.9, "b": -0.1, "c": 0.5}) == (2 / 3, 3)
+    assert agreement_with_scores([ranking("x", "ab", "c", "d")], {"a": 1.0, "b": 2.0, "c": 1.0}) == (1.0, 1)
+    assert agreement_with_scores([ranking("x", "a", "b")], {"a": 1.0}) is None

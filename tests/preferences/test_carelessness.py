@@ -123,6 +123,17 @@ class TestAgreement:
         two = [one for one in rankings if one.annotator != "ann"]
         assert signs(two) == {"bob": (Sign.CHANCE,), "cy": (Sign.CHANCE,)}
 
+    def test_who_contradicts_oneself_is_named(self) -> None:
+        """cy orders 12 prompts the other way round the second time; of nine no one is named."""
+        for prompts, found in ((12, (Sign.AGAIN,)), (9, ())):
+            first = [ranked(name, "abcd", prompt=f"p{i}", shown="") for i in range(prompts) for name in ("ann", "cy")]
+            again = [
+                one.model_copy(update={"tiers": one.tiers[::-1]}) if one.annotator == "cy" else one for one in first
+            ]
+            ann, cy = check_annotators(first, [], kept=first + again)
+            assert (ann.own_agreement, cy.own_agreement) == ((1.0, 6 * prompts), (0.0, 6 * prompts))
+            assert (ann.signs, cy.signs) == ((), found)
+
     def test_many_annotators_take_no_time(self) -> None:
         """30 people on 200 prompts with six answers: 87,000 pairs of rankings."""
         orders = list(permutations("abcdef"))[:30]

@@ -12,7 +12,8 @@ from rich.console import Console
 from lowrank_rlhf.commands.terminal.ranking_keys import LineKeys
 from lowrank_rlhf.commands.terminal.ranking_loop import RankingLoop
 from lowrank_rlhf.config.loading import load_config
-from lowrank_rlhf.dashboard.ranking.screen import figures_words, item_words, progress_words
+from lowrank_rlhf.dashboard.ranking.figures import figures_words
+from lowrank_rlhf.dashboard.ranking.screen import item_words, progress_words
 from lowrank_rlhf.errors import UserError, WaitingForPeople
 from lowrank_rlhf.preferences.carelessness import Attention, Sign
 from lowrank_rlhf.preferences.export_file import comparisons_to_jsonl, to_jsonl
@@ -144,7 +145,7 @@ def test_results_and_their_sign(tmp_path: Path) -> None:
         "eve": Attention(4, 0, 12),
     }
     project = open_project(tmp_path / "runs" / "people")
-    found = {one.annotator: one for one in overview(project, of_each=True).annotator_checks}
+    found = {one.check.annotator: one.check for one in overview(project, of_each=True).of_each}
     assert [name for name, one in found.items() if Sign.CHECKS in one.signs] == ["bob", "eve"]
     owner = figures_words(overview(project, of_each=True), project, "en", owner=True)
     assert "attention checks: 94 % of 18 pairs right (5 checks)" in str(owner)

@@ -19,6 +19,7 @@ from lowrank_rlhf.preferences.project import open_project
 from lowrank_rlhf.preferences.store import AnnotationStore
 from lowrank_rlhf.preferences.team.checks import checks_from_rankings, remove_checks
 from lowrank_rlhf.preferences.team.decisions import decide, disagreements, order_of, undo_decision
+from lowrank_rlhf.preferences.team.exclusion import exclude
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.stages import rank
 
@@ -112,18 +113,18 @@ def test_python_and_sql_learn_from_the_same(store) -> None:
     decide(store, "p2", "2 > 1", "owner")
     decide(store, "p1", "2 > 1", "owner")
     decide(store, "p0", "2 > 1", "owner")
-    store.exclude("bob")
+    exclude(store, "bob")
     assert store.rankings() == store.contents().learned()
     checks_from_rankings(store, "owner", 1)
     checks_from_rankings(store, "eve", 1)
-    store.exclude("eve")
+    exclude(store, "eve")
     learned = store.rankings()
     assert [(one.annotator, one.prompt_id) for one in learned] == [("owner", "p1"), ("owner", "p2")]
     assert learned == store.contents().learned()
     assert store.ranked_prompts() == len({one.prompt_id for one in learned}) == 2
     remove_checks(store)
     for name in ("ann", "bob"):
-        store.exclude(name)
+        exclude(store, name)
     learned = store.rankings()
     assert {one.annotator for one in learned} == {"owner"}  # of prompts that nobody else has ranked any more
     assert learned == store.contents().learned()
@@ -140,8 +141,8 @@ def test_only_what_people_have_ranked_is_decided(store) -> None:
     checks_from_rankings(store, "eve")
     with pytest.raises(UserError, match="prompt 'p3' is an attention check"):
         decide(store, "p3", "1 > 2", "owner")
-    store.exclude("ann")
-    store.exclude("bob")
+    exclude(store, "ann")
+    exclude(store, "bob")
     with pytest.raises(UserError, match="nobody has ranked prompt 'p1'"):
         decide(store, "p1", "1 > 2", "owner")
     assert (store.contents().decisions, store.ranked_prompts()) == ((), 0)

@@ -17,6 +17,7 @@ from lowrank_rlhf.preferences.project import open_project
 from lowrank_rlhf.preferences.store import AnnotationStore
 from lowrank_rlhf.preferences.team.checks import checks_from_rankings
 from lowrank_rlhf.preferences.team.decisions import decide
+from lowrank_rlhf.preferences.team.exclusion import exclude
 from lowrank_rlhf.preferences.team.guidelines import version_of
 from lowrank_rlhf.stages import STAGES
 
@@ -85,7 +86,7 @@ def test_a_store_of_the_version_before_goes_on(tmp_path: Path) -> None:
     assert sqlite3.connect(path).execute("PRAGMA user_version").fetchone() == (5,)
     store.save(a_ranking(2, "10", "bob", guidelines=version_of(OLD), unread=("p2-0",)))
     assert store.rankings()[-1].unread == ("p2-0",)
-    assert store.exclude("eve", excluded=False) == 1
+    assert exclude(store, "eve", excluded=False) == 1
     assert [one.annotator for one in store.rankings()] == ["ann", "bob", "eve", "bob"]
     assert store.next_item("ann").prompt.id == "p2"
     decided = decide(store, "p0", "2 > 1", "owner")

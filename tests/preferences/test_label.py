@@ -15,8 +15,9 @@ from people import a_ranking, a_run, tiers_as_shown
 from lowrank_rlhf import cli
 from lowrank_rlhf.commands.terminal.ranking_text import ALPHA
 from lowrank_rlhf.preferences.agreement import AlphaLevel
+from lowrank_rlhf.preferences.team.exclusion import exclude
 from lowrank_rlhf.preferences.team.guidelines import version_of
-from lowrank_rlhf.run.records import Message, Prompt, Sample
+from lowrank_rlhf.run.records import Message, Prompt, Sample, Score, write_jsonl
 
 
 @pytest.fixture(autouse=True)
@@ -169,6 +170,12 @@ class TestLines:
         assert label("123\n")[2] == "login name not found; set --annotator NAME\n"
         assert label("", "--json")[2] == "--json requires --stats\n"
 
+    def test_who_is_excluded_gets_no_prompts(self, label) -> None:
+        store = a_run()
+        store.save(a_ranking(0, "012", "bob"))
+        exclude(store, "bob")
+        assert "\nYour rankings are set aside, and no prompts are left for you." in label("", "--annotator", "bob")[1]
+
     def test_a_conversation_is_shown_whole_and_harmless(self, label) -> None:
         store = a_run(prompts=0)
         turns = [("system", "Be brief."), ("user", "春天"), ("assistant", "雨\x1b[2J[red]"), ("user", "还有呢？")]
@@ -203,6 +210,12 @@ class TestStats:
         store.save(a_ranking(2, "021", "gone"))
         store.undo("gone")
         store.skip("ann", "p2")
+        scores = [("p0", 0.9, True), ("p0", 0.1, True), ("p0", 0.5, True), ("p1", 0.0, False), ("p1", 1.0, False)]
+        scored = [
+            Score(sample_id=f"{prompt}-{k % 3}", prompt_id=prompt, score=score, held_out=held_out)
+            for k, (prompt, score, held_out) in enumerate(scores)
+        ]
+        write_jsonl(store.path.parent / "scores.jsonl", scored)
         code, out, err = label("", "--stats", "--json")
         found = json.loads(out)
         assert (code, err) == (0, "")
@@ -230,6 +243,10 @@ class TestStats:
             "taken_back": 0,
             "agreement": pytest.approx(2 / 3),
             "pairs_with_others": 3,
+            "own_agreement": None,
+            "pairs_ranked_twice": 0,
+            "reward_model_agreement": pytest.approx(2 / 3),  # 0 > 1, 0 > 2, not 1 > 2
+            "pairs_with_reward_model": 3,
             "most_frequent_pattern": 1.0,
             "most_frequent_place": 1.0,
             "attention_checks": 0,
@@ -243,7 +260,7 @@ class TestStats:
         assert found["all"]["longer_preferred"] == pytest.approx(1 / 9)
 
         out = label("", "--stats")[1]
-        rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()}
+        rows = {line.split()[0]: line.split()[1:] for line in reversed(out.splitlines())}
         assert out.startswith("2 of 3 prompts ranked; needed: 2\n")
         assert rows["ann"] == ["2", "1", "0", "0:34", "0", "%", "0", "100", "%", "0", "%", "67", "%"]
         assert rows["b[o]b\\x1b"] == ["1", "0", "0", "0:07", "0", "%", "1", "100", "%", "33", "%", "67", "%"]
@@ -254,6 +271,9 @@ class TestStats:
             in out
         )
         assert "Krippendorff's alpha: 0.39, weak: tastes differ" in out
+        assert "ann ordered 67 % of 3 held-out pairs as the reward model does\n" in out
+        store.save(a_ranking(1, "021", seconds=65.0))
+        assert "ann ordered 67 % of 3 pairs as before, on prompts ranked twice\n" in label("", "--stats")[1]
 
     def test_a_prompt_without_an_order_does_not_count_as_ranked(self, label) -> None:
         a_run(minimum=2, prompts=2)

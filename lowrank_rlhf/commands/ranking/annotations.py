@@ -19,6 +19,7 @@ from lowrank_rlhf.preferences.export_file import comparisons_to_jsonl, demonstra
 from lowrank_rlhf.preferences.import_file import read_rows
 from lowrank_rlhf.preferences.import_plan import ImportPlan
 from lowrank_rlhf.preferences.project import COMMAND, STORE, Project, counted, open_project, run_command
+from lowrank_rlhf.preferences.team.exclusion import exclude as exclude_annotator
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import write_atomic
 from lowrank_rlhf.run.records import Prompt, Ranking, Sample, read_jsonl
@@ -225,7 +226,7 @@ def exclude(
 ) -> None:
     """Withdraw all rankings by an annotator.
 
-    They are kept in the file. Rankings that the annotator makes afterwards count.
+    They are kept in the file. The annotator gets no more prompts until they are restored.
 
     \b
     Examples:
@@ -233,7 +234,7 @@ def exclude(
       python -m lowrank_rlhf annotations exclude people bob --undo
     """
     project = find_project(run, runs)
-    if not (count := project.store.exclude(annotator, not undo)):
+    if not (count := exclude_annotator(project.store, annotator, not undo)):
         names = sorted({saved.ranking.annotator for saved in project.store.contents().history})
         what = "excluded rankings" if undo else "rankings"
         raise UserError(f"{run}: no {what} by {annotator!r}. Annotators: {', '.join(names) or 'none'}")

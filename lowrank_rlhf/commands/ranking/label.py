@@ -22,9 +22,9 @@ from lowrank_rlhf.commands.terminal.ranking_text import ALPHA, SIGNS, project_su
 from lowrank_rlhf.dashboard.access.password import PASSWORD_VARIABLE
 from lowrank_rlhf.errors import Stopped, UserError, WaitingForPeople, visible
 from lowrank_rlhf.preferences.agreement import RankingStatistics, alpha_level, krippendorff_alpha, ranking_statistics
-from lowrank_rlhf.preferences.carelessness import AnnotatorCheck, check_annotators
 from lowrank_rlhf.preferences.labelling import annotator_name
 from lowrank_rlhf.preferences.project import Project, counted
+from lowrank_rlhf.preferences.team.annotators import AnnotatorFigures, figures_of_each
 from lowrank_rlhf.preferences.team.checks import attention
 from lowrank_rlhf.run.progress import duration
 
@@ -153,7 +153,7 @@ def _print_stats(project: Project, as_json: bool) -> None:
     names = {*results, *(one.annotator for one in contents.skips)} | {
         ranking.annotator for ranking in (*current, *withdrawn)
     }
-    checks = {one.annotator: _check_fields(one) for one in check_annotators(current, contents.answers, results)}
+    checks = {one.check.annotator: _check_fields(one) for one in figures_of_each(contents, project.reward_scores)}
     rows: list[dict[str, Any]] = [
         {
             "annotator": name,
@@ -200,10 +200,15 @@ def _fields(found: RankingStatistics) -> dict[str, Any]:
     }
 
 
-def _check_fields(found: AnnotatorCheck) -> dict[str, Any]:
+def _check_fields(figures: AnnotatorFigures) -> dict[str, Any]:
+    found, own, model = figures.check, figures.check.own_agreement, figures.with_reward_model
     return {
         "agreement": found.agreement.share if found.agreement else None,
         "pairs_with_others": found.agreement.pairs if found.agreement else 0,
+        "own_agreement": own.share if own else None,
+        "pairs_ranked_twice": own.pairs if own else 0,
+        "reward_model_agreement": model.share if model else None,
+        "pairs_with_reward_model": model.pairs if model else 0,
         "most_frequent_pattern": found.pattern,
         "most_frequent_place": found.place,
         "attention_checks": found.attention.checks if found.attention else 0,
@@ -234,6 +239,13 @@ def _print_result(result: dict[str, Any]) -> None:
         )
     Console().print(table)
     for row in result["annotators"]:
+        if row.get("pairs_ranked_twice"):
+            of = f"{_percent(row['own_agreement'])} of {counted(row['pairs_ranked_twice'], 'pair')}"
+            echo(f"{visible(row['annotator'])} ordered {of} as before, on prompts ranked twice")
+        if row.get("pairs_with_reward_model"):
+            pairs = counted(row["pairs_with_reward_model"], "held-out pair")
+            of = f"{_percent(row['reward_model_agreement'])} of {pairs}"
+            echo(f"{visible(row['annotator'])} ordered {of} as the reward model does")
         if row.get("attention_checks"):
             right, pairs = row["check_pairs_right"], row["check_pairs"]
             of = f"{right} of {pairs} pairs of {counted(row['attention_checks'], 'attention check')}"

@@ -27,6 +27,7 @@ from lowrank_rlhf.preferences.labelling import LABELS, Command, Draft, Refusal, 
 from lowrank_rlhf.preferences.overview import RankingProgress, ranking_progress
 from lowrank_rlhf.preferences.project import Project, counted
 from lowrank_rlhf.preferences.store import Item
+from lowrank_rlhf.preferences.team.exclusion import is_excluded
 from lowrank_rlhf.run.progress import duration
 from lowrank_rlhf.run.records import Ranking, Sample
 
@@ -125,6 +126,9 @@ class RankingLoop:
 
     def _show(self, item: Item | None) -> None:
         counts = ranking_progress(self._project, self._annotator)
+        if item is None and is_excluded(self._store, self._annotator):
+            self._say("\nYour rankings are set aside, and no prompts are left for you. They are kept. Thank you.")
+            return
         if item is None and counts.own_left == 0:
             self._say(f"\nYou have ranked your share of this round, {counted(counts.ranked, 'prompt')}. Thank you.")
             return

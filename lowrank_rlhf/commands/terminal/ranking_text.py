@@ -90,6 +90,7 @@ SIGNS = {
     Sign.PLACE: "{place} have the best answer at the same place on the screen, though answers are shuffled",
     Sign.FAST: "most took less time than reading the answers takes",
     Sign.CHANCE: "they and those of others agree no better than chance",
+    Sign.AGAIN: "prompts ranked twice are ordered hardly more alike than by chance",
     Sign.CHECKS: "attention checks are ordered hardly better than by chance",
 }
 

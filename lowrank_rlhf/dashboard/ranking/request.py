@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from lowrank_rlhf.preferences.labelling import LABELS
 from lowrank_rlhf.preferences.team.settings import TeamSettings
 
-OF_OWNER = frozenset(("disputes", "decide", "undecide", "team"))
+OF_OWNER = frozenset(("exclude", "restore", "disputes", "decide", "undecide", "team"))
 """Steps that only the run's owner may take."""
 Short = Annotated[str, Field(max_length=200)]
 
@@ -25,7 +25,9 @@ class RankingRequest(BaseModel):
     """Step of an annotator, with the state of the screen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    do: Literal["open", "key", "arrange", "renew", "figures", "disputes", "decide", "undecide", "team"]
+    do: Literal[
+        "open", "key", "arrange", "renew", "figures", "exclude", "restore", "disputes", "decide", "undecide", "team"
+    ]
     badge: Badge
     language: Literal["en", "zh"]
     prompt_id: str | None = None
@@ -41,5 +43,7 @@ class RankingRequest(BaseModel):
     unread: Annotated[list[int], Field(max_length=len(LABELS))] = []
     """Places of the answers whose end has not been on the screen."""
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    annotator: Short = ""
+    """Annotator to exclude or restore."""
     team: TeamSettings | None = None
     """Settings to save."""

@@ -16,9 +16,10 @@ from pydantic import ValidationError
 
 from lowrank_rlhf.dashboard import wording
 from lowrank_rlhf.dashboard.ranking.disputes import decided_words, disputes_words, undecided_words
+from lowrank_rlhf.dashboard.ranking.figures import figures_words
 from lowrank_rlhf.dashboard.ranking.markdown import tree
 from lowrank_rlhf.dashboard.ranking.request import OF_OWNER, RankingRequest
-from lowrank_rlhf.dashboard.ranking.screen import Reply, draft_words, figures_words, item_words, progress_words
+from lowrank_rlhf.dashboard.ranking.screen import Reply, draft_words, item_words, progress_words
 from lowrank_rlhf.dashboard.ranking.team import team_words
 from lowrank_rlhf.dashboard.ranking.text import nothing_to_rank_text, say
 from lowrank_rlhf.errors import Fault, UserError
@@ -38,6 +39,7 @@ from lowrank_rlhf.preferences.labelling import (
 from lowrank_rlhf.preferences.overview import overview
 from lowrank_rlhf.preferences.project import NothingToRank, NothingToRankReason, Project, open_project
 from lowrank_rlhf.preferences.store import Item
+from lowrank_rlhf.preferences.team.exclusion import exclude, is_excluded
 from lowrank_rlhf.run.records import Ranking
 
 
@@ -117,6 +119,8 @@ class RankingSession:
             return {"figures": figures_words(found, self._project, self._language, self._owner)}
         if request.do in OF_OWNER:
             return self._for_owner()
+        if is_excluded(self._store, self._annotator):
+            return self._screen(None)
         if request.do == "renew":
             if request.prompt_id is not None:
                 self._store.renew(self._annotator, request.prompt_id, request.done)
@@ -139,6 +143,9 @@ class RankingSession:
             raise RefusedStep(say("error.keys", self._language))
         if request.do == "team":
             return team_words(self._project, request.team, self._annotator, self._language)
+        if request.do in ("exclude", "restore"):
+            exclude(self._store, request.annotator, request.do == "exclude")
+            return {}
         if request.do == "decide":
             return decided_words(self._project, request.prompt_id or "", request.key, self._annotator, self._language)
         if request.do == "undecide":
@@ -234,6 +241,7 @@ class RankingSession:
             "item": item_words(item) if item else None,
             "flags": list(draft.flags) if not keys or keys is not self._request.keys else self._request.flags,
             "written": draft.written,
+            "excluded": say("end.excluded", self._language) if is_excluded(self._store, self._annotator) else "",
             "progress": progress_words(self._project, self._annotator, self._language, self._owner),
             **self._guidelines(),
             **self._drawn(draft, keys or []),

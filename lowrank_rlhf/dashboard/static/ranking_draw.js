@@ -59,7 +59,8 @@ function drawScreen(same) {
   const { item, progress } = screen;
   find('.rk-item').hidden = !item;
   find('.rk-end').hidden = !!item;
-  element.querySelector('.rk-end [data-key="s"]').hidden = !progress.skipped || !!progress.quota;
+  element.querySelector('.rk-end [data-key="s"]').hidden = !progress.skipped || !!progress.quota || !!screen.excluded;
+  element.querySelector('.rk-end [data-key="u"]').hidden = !!screen.excluded;
   find('.rk-line').replaceChildren(...progress.line.map((part) => make('span', '', part)),
     make('span', 'rk-who', put('page.who', { name: props.value.badge.annotator })));
   find('.rk-bar i').style.width = `${100 * progress.share}%`;
@@ -98,7 +99,7 @@ function card(answer, index) {
   const head = make('div', 'rk-head');
   const badge = make('button', 'rk-badge', LABELS[index], { type: 'button' });
   badge.dataset.answer = index;
-  head.append(badge, make('span', 'rk-place'));
+  head.append(badge, make('span', 'rk-place'), make('span', 'rk-unread', texts['card.unread'], { hidden: true }));
   const body = answer.text ? prose(answer.text) : make('div', 'rk-text rk-soft', texts['card.empty']);
   body.tabIndex = 0;
   body.addEventListener('scroll', markLong);
@@ -151,7 +152,13 @@ function markLong() {
     long = long || hidden > 2;
   }
   button.hidden = !long;
-  if (read.size > before) keepDraft();
+  if (read.size > before) { keepDraft(); markUnread(); }
+}
+
+// Once there is an order, the cards of answers whose end has not been on the screen say so.
+function markUnread() {
+  for (const node of element.querySelectorAll('.rk-card'))
+    node.querySelector('.rk-unread').hidden = !screen.draft.tiers.length || read.has(Number(node.dataset.answer));
 }
 
 function expand() {
@@ -175,7 +182,7 @@ function prose(text) {
 
 function drawDraft(refused, notice) {
   const { draft, item } = screen;
-  if (!item) { find('.rk-end p').textContent = refused || screen.progress.quota || notice || texts['end.text']; return; }
+  if (!item) { find('.rk-end p').textContent = refused || screen.excluded || screen.progress.quota || notice || texts['end.text']; return; }
   const places = new Map();
   let place = 1;
   for (const tier of draft.tiers) {
@@ -191,6 +198,7 @@ function drawDraft(refused, notice) {
     const key = { key: LABELS[index] };
     node.querySelector('.rk-badge').setAttribute('aria-label', put(found ? 'card.remove' : 'card.place', key));
   }
+  markUnread();
   drawLane(draft, item);
   const enter = find('.rk-enter');
   enter.textContent = refused || [notice, draft.enter].filter(Boolean).join(' · ');
@@ -244,7 +252,8 @@ function drawTyping() {
 function drawFigures(rows) {
   find('.rk-figures dl').replaceChildren(...rows.flatMap((row) => {
     const value = make('dd');
-    value.append(make('b', '', row.figure), make('span', 'rk-soft', row.means));
+    value.append(make('b', row.excluded ? 'rk-soft' : '', row.figure), make('span', 'rk-soft', row.means));
+    if (row.annotator) value.append(exclusion(row)); // ranking_owner.js
     return [make('dt', '', row.name), value];
   }));
 }

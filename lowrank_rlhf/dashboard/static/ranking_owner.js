@@ -1,5 +1,5 @@
-// Disagreements of annotators with the owner's decisions, and ranking with others; only on the owner's page. Runs before
-// ranking.js, in one function with it and ranking_draw.js.
+// Disagreements of annotators with the owner's decisions, ranking with others, and exclusion; only on the owner's page.
+// Runs before ranking.js, in one function with it and ranking_draw.js.
 const disputes = make('details', 'rk-disputes');
 disputes.append(make('summary'), make('p', 'rk-soft', '', { role: 'status' }), make('div'));
 find('.rk-figures').before(disputes);
@@ -98,5 +98,16 @@ function ownOrder(row) {
 function decision(name, step, row) {
   const button = make('button', '', texts[name], { type: 'button' });
   button.addEventListener('click', () => send({ prompt_id: row.prompt_id, ...step() }));
+  return button;
+}
+
+// Under each annotator's figures, which follow the new screen.
+function exclusion(row) {
+  const button = make('button', '', texts[row.excluded ? 'annotators.restore' : 'annotators.exclude'], { type: 'button' });
+  button.ariaLabel = `${button.textContent}: ${row.name}`;
+  button.addEventListener('click', () => {
+    send({ do: row.excluded ? 'restore' : 'exclude', annotator: row.annotator });
+    send({ do: 'open' });
+  });
   return button;
 }
