@@ -269,6 +269,12 @@ def talk_on(page: Any, folder: Path) -> None:
     page.wait_for_function(finished)
     page.click("#restart-talk")
     page.wait_for_function("localStorage.getItem('lowrank-talks') == '{}'")
+    page.fill("#question textarea", "")
+    page.evaluate("navigator.clipboard.writeText('pasted '.repeat(2000))")
+    page.press("#question textarea", "Control+v")
+    assert len(page.input_value("#question textarea")) == 14_000
+    page.click("#ask")
+    page.wait_for_function(f"document.querySelector('#talk-cards').innerText.includes({table('en')['talk.too_long']!r})")
 
 
 @pytest.fixture(scope="module")
