@@ -274,7 +274,9 @@ def talk_on(page: Any, folder: Path) -> None:
     page.press("#question textarea", "Control+v")
     assert len(page.input_value("#question textarea")) == 14_000
     page.click("#ask")
-    page.wait_for_function(f"document.querySelector('#talk-cards').innerText.includes({table('en')['talk.too_long']!r})")
+    page.wait_for_function(
+        f"document.querySelector('#talk-cards').innerText.includes({table('en')['talk.too_long']!r})"
+    )
 
 
 @pytest.fixture(scope="module")
