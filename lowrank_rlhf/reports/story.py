@@ -156,6 +156,11 @@ def _settings(config: Config, texts: Locale) -> Iterator[str]:
     weight = config.ppo.kl_coef if algorithm == "ppo" else config.align.beta
     key = weight_key(algorithm)
     yield texts("about.training", algorithm=algorithm.upper(), weight=f"{key} {weight:g}", rank=config.lora.rank)
+    if algorithm == "dpo":
+        yield texts("about.epochs", count=config.align.epochs)
+    else:
+        yield texts("about.steps", count=config.ppo.steps if algorithm == "ppo" else config.align.steps)
+    yield texts("about.seed", seed=config.seed)
 
 
 def _ranked(config: Config, texts: Locale) -> str:

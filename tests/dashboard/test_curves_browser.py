@@ -273,6 +273,12 @@ def test_a_report_s_curves_do_the_same_on_the_page(url: str, chromium: Any, addr
     assert 0 < len(steps(chart)) < len(everything)
     assert report.locator("html").evaluate("(root) => root.scrollWidth") <= 390
     assert report.locator("html").evaluate("() => document.title") != "taken"
+    tools = report.locator(".curve-tools:visible, .curve-buttons:visible, a.csv:visible")
+    assert tools.count() > 2
+    page.emulate_media(media="print")
+    assert tools.count() == 0
+    assert chart.locator("svg").is_visible()
+    page.emulate_media(media="screen")
     if "compare" in address:
         with page.expect_download() as download:
             page.click("#comparison a[download]")

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import gradio as gr
 import pytest
@@ -21,7 +23,7 @@ from lowrank_rlhf.dashboard.chat_worker import ChatWorker
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.tabs import new_run, runs, runs_html, watch
 from lowrank_rlhf.dashboard.tabs import samples as samples_tab
-from lowrank_rlhf.dashboard.tabs.samples import samples
+from lowrank_rlhf.dashboard.tabs.samples import AnswerFilter, samples
 from lowrank_rlhf.dashboard.talk import talk_html
 from lowrank_rlhf.dashboard.talk.chat_session import ChatSession
 from lowrank_rlhf.dashboard.text import LANGUAGES, html, t, table
@@ -145,6 +147,60 @@ def test_answers_by_step_show_sft_and_the_last_evaluations(tmp_path) -> None:
     assert "score by ppo.rewards 1.2" in samples(make_run(tmp_path, "own"), rows, [], "en", own_rewards=True)
 
 
+@pytest.fixture
+def answered(tmp_path) -> Path:
+    """Run with eight evaluations of three prompts; the orders of its last answers differ by figure."""
+    run = make_run(tmp_path)
+    last = {"a": (0.5, 3.0, "x" * 9), "b": (2.5, 1.0, "x" * 30 + " Fish"), "c": (1.5, 2.0, "x")}
+    for step in range(0, 16, 2):
+        for name, (score, kl, text) in last.items():
+            known = {"step": step, "prompt_id": name, "prompt": f"ask {name}", "finished": True}
+            early = {"answer": f"{name}{step}", "score": -ord(name), "kl": 0.0}
+            late = {"answer": text, "score": score, "kl": kl}
+            append_line(run / "watched.jsonl", known | (late if step == 14 else early))
+        pair = {"sft": "old", "policy": f"Fish{step}", "score_policy": float(step), "kl": 9.0 - step}
+        append_line(run / "eval.jsonl", {"prompt_id": f"t{step}", "prompt": f"test {step}", **pair})
+    return run
+
+
+def found(run: Path, wanted: AnswerFilter, before: dict[str, Any] | None = None) -> tuple[list[list[str]], Any]:
+    """Prompts of the two tables, before and after and by step, and all parts of the tab."""
+    page = SimpleNamespace(runs=RunsFolder(run.parent))
+    parts = watch._refresh(page, "one", "en", before or {"steps": (("one", 1), [])}, wanted)
+    tables = parts[4].split('<table class="samples">')[1:]
+    return [re.findall(r"<tr>.*?<div[^>]*>(.*?)</div>", table.partition("<tbody>")[2]) for table in tables], parts
+
+
+@pytest.mark.parametrize(
+    ("order", "by_step", "compared"),
+    [("evaluated", "abc", 0), ("best", "bca", 14), ("worst", "acb", 0), ("kl", "acb", 0), ("length", "bac", 10)],
+)
+def test_answers_are_ordered_by_score_kl_and_length(answered: Path, order: str, by_step: str, compared: int) -> None:
+    tables, parts = found(answered, AnswerFilter(order=order))
+    assert tables[-1] == [f"ask {name}" for name in by_step]
+    assert tables[0][0] == f"test {compared}"
+    assert "score 2.50 · KL 1.00 nats · 35 characters" in parts[4]
+
+
+def test_answers_are_searched_and_every_step_is_reached(answered: Path) -> None:
+    assert found(answered, AnswerFilter(search="fish ASK"))[0] == [["ask b"]]
+    (compared, *_), parts = found(answered, AnswerFilter(search="fish1 test"))
+    assert compared == ["test 10", "test 12"]
+    assert html(t("samples.found", "en", shown=3, found=3, all=8)) in parts[4]
+    tables, parts = found(answered, AnswerFilter(search="<none>"))
+    assert tables == []
+    assert html(t("samples.none", "en")) in parts[4]
+    assert parts[6]["visible"]
+    tables, parts = found(answered, AnswerFilter("", "best", 4))
+    assert "Step 4" in parts[4]
+    assert "Step 6" not in parts[4]
+    assert tables[-1] == ["ask a", "ask b", "ask c"]  # by the scores at step 4
+    assert parts[7]["value"] == 4
+    assert [step for _, step in parts[7]["choices"]] == list(range(0, 16, 2))
+    again = found(answered, AnswerFilter("", "best", 4), {"steps": (("other", 1), [])})[1]
+    assert (again[7]["value"], "Step 4" in again[4]) == (0, False)  # another run begins without
+
+
 def test_alarms_are_shown_in_the_readers_language() -> None:
     found = find_alarms([{"stage": "ppo", "step": 0, "policy/first_ratio_error": 0.5}], Results())
     for language in LANGUAGES:
@@ -162,15 +218,15 @@ def test_an_alarm_leads_to_its_curve_and_to_the_answers_at_its_step(tmp_path) ->
     for step in range(0, 60, 4):
         append_line(run / "watched.jsonl", {"step": step, "prompt_id": "a", "prompt": "ask", "answer": f"a{step}"})
     page = SimpleNamespace(runs=RunsFolder(tmp_path))
-    _, alarms, curves, earlier, answers, _, seen = watch._refresh(page, "one", "en", {})
+    _, alarms, curves, earlier, answers, *_, seen = watch._refresh(page, "one", "en", {})
     assert '<a href="#chart-kl">' in alarms
     assert '<figure id="chart-kl">' in curves
     assert '<a href="#answers-4">Answers at step 4</a>' in alarms
     assert answers.count('<td id="answers-4"') == 1
     assert re.findall("<th>(.*?)</th>", answers)[1:4] == ["SFT (before)", "Step 4", "Step 44"]
     assert f'<figure id="chart-{in_round("kl", 2)}">' in watch._curves(rows, 2, "en")
+    assert all(part == gr.skip() for part in watch._refresh(page, "one", "en", seen)[:-1])
     assert earlier == ""
-    assert all(part == gr.skip() for part in watch._refresh(page, "one", "en", seen)[:6])
 
 
 def test_alarms_of_a_run_without_metrics_are_shown(tmp_path, monkeypatch) -> None:

@@ -269,6 +269,14 @@ def talk_on(page: Any, folder: Path) -> None:
     page.wait_for_function(finished)
     page.click("#restart-talk")
     page.wait_for_function("localStorage.getItem('lowrank-talks') == '{}'")
+    page.fill("#question textarea", "")
+    page.evaluate("navigator.clipboard.writeText('pasted '.repeat(2000))")
+    page.press("#question textarea", "Control+v")
+    assert len(page.input_value("#question textarea")) == 14_000
+    page.click("#ask")
+    page.wait_for_function(
+        f"document.querySelector('#talk-cards').innerText.includes({table('en')['talk.too_long']!r})"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -324,6 +332,12 @@ def test_what_a_model_wrote_is_text(nasty, open_page) -> None:
     assert "<script>" in page.inner_text("#watch-log")
     page.wait_for_function("document.title === 'one · Watch · lowrank_rlhf'")
     assert page.locator("#watch-samples img, #watch-samples strong").count() == 0
+    search = "#answer-search input, #answer-search textarea"
+    page.fill(search, "<script> absent")
+    page.wait_for_selector("#watch-samples .empty")
+    page.fill(search, "<SCRIPT> bold")
+    page.wait_for_selector("#watch-samples td")
+    assert not page.locator("#answer-step").is_hidden()
 
 
 def test_the_language_switches_everything(nasty, open_page) -> None:

@@ -110,7 +110,8 @@ def test_figures_of_all_rounds_are_named_so(tmp_path: Path, monkeypatch) -> None
     from people import a_ranking, a_run
 
     from lowrank_rlhf.commands.terminal.ranking_text import project_summary
-    from lowrank_rlhf.dashboard.ranking.figures import figures_words, progress_words
+    from lowrank_rlhf.dashboard.ranking.figures import figures_words
+    from lowrank_rlhf.dashboard.ranking.screen import progress_words
     from lowrank_rlhf.preferences.overview import overview
     from lowrank_rlhf.preferences.project import open_project
     from lowrank_rlhf.run.files import write_atomic

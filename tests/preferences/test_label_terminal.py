@@ -100,7 +100,8 @@ def test_an_evening_of_ranking(terminal) -> None:
     person.do(
         ("your name [", "安娜\n"),
         ("1 of 3   安娜", ""),
-        ("left: 1, 2, 3", "2"),
+        ("left: 1, 2, 3", "\r"),
+        ("not placed yet: 1, 2, 3", "2"),
         ("2 > _   left: 1, 3", "="),
         ("2 = _", "2"),
         ("2 is placed already; u undoes the last key", "7"),
@@ -108,8 +109,7 @@ def test_an_evening_of_ranking(terminal) -> None:
         ("that key has no effect here", "３"),  # full-width, as a Chinese keyboard has it
         ("2 = 3 > _   left: 1", "\x7f"),
         ("2 = _", "1f1"),
-        ("2 = 1 > _   left: 3   flags: unsure", "\r"),
-        ("not placed yet: 3", "h"),
+        ("2 = 1 > _   left: 3   flags: unsure", "h"),
         ("Backspace does the same", "3"),
         ("Enter saves", "\r"),
         ("saved: 2 = 1 > 3   flags: unsure", ""),
@@ -126,14 +126,19 @@ def test_an_evening_of_ranking(terminal) -> None:
         ("2 = _   left: 1, 3", "3 1"),
         ("that key has no effect here", "1\r"),
         ("saved: 2 = 3 > 1", ""),
-        ("left: 1, 2, 3", "321\r123\r"),  # typed ahead in one go
+        ("left: 1, 2, 3", "321\r2\r"),  # typed ahead in one go
         ("saved: 3 > 2 > 1", ""),
         ("2 prompts are ranked: the run can resume.", ""),
-        ("saved: 1 > 2 > 3", ""),
+        ("saved: 2 > _   left: 1, 3; the rest is below", ""),
+        ("q quits", "u"),
+        ("last saved ranking undone", ""),
+        ("Enter saves; the rest is below", "\r"),
+        ("saved: 2 > _", ""),
         ("q quits", "q"),
     )
     assert person.end() == 0
-    assert tiers_as_shown(store) == [[["2", "3"], ["1"]], [["3"], ["2"], ["1"]], [["1"], ["2"], ["3"]]]
+    assert tiers_as_shown(store) == [[["2", "3"], ["1"]], [["3"], ["2"], ["1"]], [["2"], ["1", "3"]]]
+    assert [ranking.partial for ranking in store.rankings()] == [False, False, True]
     assert {ranking.annotator for ranking in store.rankings()} == {"安娜"}
     assert [ranking.flags for ranking in store.rankings()] == [(), (), ()]
     assert store.rankings()[0].seconds > 0

@@ -459,6 +459,22 @@ def test_a_reward_model_that_needs_no_prompt_limits_the_headline(
         assert (caveat in caveats(results(summaries), texts)) is limited
 
 
+@pytest.mark.parametrize(
+    ("settings", "english", "chinese"),
+    [
+        ({"ppo": {"steps": 7}}, "steps 7 · seed 3", "训练 7 步 · 随机种子 3"),
+        ({"align": {"algorithm": "rloo", "steps": 8}}, "steps 8 · seed 3", "训练 8 步 · 随机种子 3"),
+        ({"align": {"algorithm": "dpo", "epochs": 2}}, "epochs 2 · seed 3", "训练 2 遍 · 随机种子 3"),
+    ],
+)
+def test_the_report_names_the_length_of_the_training_and_the_seed(
+    tmp_path: Path, settings: dict, english: str, chinese: str
+) -> None:
+    config = Config.model_validate({**MINIMAL, **settings, "seed": 3})
+    for language, part in (("en", english), ("zh", chinese)):
+        assert about_run(RunDir(tmp_path), config, locale(language)).endswith(part)
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("preset", preset_names())
 def test_the_report_of_every_preset_says_what_it_learns_from(tmp_path: Path, preset: str, language: str) -> None:
@@ -469,7 +485,9 @@ def test_the_report_of_every_preset_says_what_it_learns_from(tmp_path: Path, pre
         "dataset": texts("about.dataset", source=config.rank.dataset),
     }
     expected = words[config.rank.source] if config.ppo.uses_reward_model else ", ".join(config.ppo.rewards)
-    assert expected in about_run(RunDir(tmp_path), config, texts)
+    about = about_run(RunDir(tmp_path), config, texts)
+    assert expected in about
+    assert texts("about.seed", seed=config.seed) in about
     assert rewarded(config, texts)[-1] in ".。"
 
 

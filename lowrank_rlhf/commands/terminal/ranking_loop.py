@@ -23,7 +23,17 @@ from lowrank_rlhf.commands.terminal.ranking_text import (
     refusal_text,
 )
 from lowrank_rlhf.errors import UserError, visible
-from lowrank_rlhf.preferences.labelling import LABELS, Command, Draft, Refusal, draft_of, press, ranking_of
+from lowrank_rlhf.preferences.labelling import (
+    KEYS,
+    LABELS,
+    Action,
+    Command,
+    Draft,
+    Refusal,
+    draft_of,
+    press,
+    ranking_of,
+)
 from lowrank_rlhf.preferences.overview import RankingProgress, ranking_progress
 from lowrank_rlhf.preferences.project import Project, counted
 from lowrank_rlhf.preferences.store import Item
@@ -60,7 +70,7 @@ class RankingLoop:
         if self._guidelines:
             self._say(f"Guidelines:\n{visible(self._guidelines.text)}")
         item = self._project.next_item(self._annotator)
-        draft = _empty(item)
+        draft = self._empty(item)
         while True:
             began = self._clock()
             self._show(item)
@@ -78,7 +88,7 @@ class RankingLoop:
                 self._store.skip(self._annotator, item.prompt.id)
                 self._say("skipped")
             item = self._project.next_item(self._annotator)
-            draft = _empty(item)
+            draft = self._empty(item)
 
     def _decide(self, draft: Draft, item: Item | None) -> tuple[Command, Draft]:
         self._status(draft, item)
@@ -104,13 +114,17 @@ class RankingLoop:
         enough_before = self._project.enough
         version = self._guidelines.version if self._guidelines else None
         self._store.save(ranking_of(draft, item, self._annotator, round(seconds, 1), version))
-        self._say(f"saved: {describe(draft)}")
+        self._say(f"saved: {describe(draft)}{_rest(draft)}")
         if not enough_before and self._project.enough:
             ranked = ranking_progress(self._project, self._annotator).ranked_by_anyone
             more = "Rank more, or quit" if self._project.has_unranked else "Quit"
             found = self._project.doubtful
             verdict = f", but {doubt_text(found)}" if found else ": the run can resume."
             self._say(f"{ranked} prompts are ranked{verdict} {more} with {QUIT}.")
+
+    def _empty(self, item: Item | None) -> Draft:
+        """Return an empty draft. In a script's line half an order is a slip."""
+        return Draft(len(item.answers) if item else 0, may_stop=self._keys.live)
 
     def _undo(self, item: Item | None, draft: Draft) -> tuple[Item | None, Draft]:
         step = self._store.undo(self._annotator)
@@ -120,9 +134,9 @@ class RankingLoop:
         back = self._store.item(self._annotator, step.prompt_id)
         if not isinstance(step, Ranking):
             self._say("skip undone")
-            return back, _empty(back)
+            return back, self._empty(back)
         self._say("last saved ranking undone")
-        return back, draft_of(step, back) if self._keys.live else _empty(back)
+        return back, draft_of(step, back, may_stop=True) if self._keys.live else self._empty(back)
 
     def _show(self, item: Item | None) -> None:
         counts = ranking_progress(self._project, self._annotator)
@@ -174,8 +188,8 @@ class RankingLoop:
         if not self._keys.live:
             return
         text = Text(describe(draft) if item else _AT_THE_END)
-        if item and not draft.left:
-            text.append("   Enter saves", style="dim")
+        if item and press(draft, KEYS[Action.SAVE][0]) is Command.SAVE:
+            text.append("   Enter saves" + _rest(draft), style="dim")
         if not self._console.is_terminal:
             self._console.print(text, soft_wrap=True)
             return
@@ -196,8 +210,8 @@ def _answer(answer: Sample) -> Text:
     return text if answer.finished else text.append(" (cut off)", style="dim")
 
 
-def _empty(item: Item | None) -> Draft:
-    return Draft(len(item.answers) if item else 0)
+def _rest(draft: Draft) -> str:
+    return "; the rest is below" if draft.tiers and draft.left else ""
 
 
 def _reason(result: Refusal | Draft | Command | None) -> str:

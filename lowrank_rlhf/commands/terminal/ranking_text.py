@@ -47,7 +47,7 @@ def flag_keys() -> str:
 HELP = f"""\
 1 2 3 ...   the next best answer; 2 1 3 puts answer 2 first
 {TIE}           the next answer is as good as the one before: 2 {TIE} 1 3
-Enter       save; every answer must be placed
+Enter       save; answers without a place are below the others (in a script every answer must have one)
 {UNDO}           undo the last key, or the last saved ranking or skip; Backspace does the same
 {SKIP}           skip this prompt; at the end, restore the skipped ones
 {FLAG}           flag the ranking; the same again removes the flag

@@ -63,7 +63,7 @@ def build(page: DashboardPage) -> None:
         tie = texts.add(gr.Button(elem_id="vote-tie"), value="talk.tie")
         second = texts.add(gr.Button(elem_id="vote-second"), value="talk.second")
     question = texts.add(
-        gr.Textbox(lines=1, max_lines=8, max_length=_MAX_CHARACTERS, submit_btn=False, elem_id="question"),
+        gr.Textbox(lines=1, max_lines=8, submit_btn=False, elem_id="question"),
         label="talk.question",
         placeholder="talk.placeholder",
     )

@@ -6,12 +6,21 @@ from typing import Any
 import gradio as gr
 
 from lowrank_rlhf.dashboard import jobs
-from lowrank_rlhf.dashboard.page import OF_RUN, DashboardPage, as_updates
+from lowrank_rlhf.dashboard.page import OF_RUN, DashboardPage, as_updates, delayed_update, updates_of
 from lowrank_rlhf.dashboard.run_status import RunStatus
 from lowrank_rlhf.dashboard.served.curves import CURVES
 from lowrank_rlhf.dashboard.tabs import tokens
 from lowrank_rlhf.dashboard.tabs.runs_html import damage_note, interval_note, last_figure, state_line
-from lowrank_rlhf.dashboard.tabs.samples import Rows, evaluated_step, place_of, samples
+from lowrank_rlhf.dashboard.tabs.samples import (
+    ALL,
+    AnswerFilter,
+    Rows,
+    evaluated_step,
+    lay_out,
+    place_of,
+    samples,
+    step_choices,
+)
 from lowrank_rlhf.dashboard.tail import last_lines
 from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.errors import UserError
@@ -29,29 +38,41 @@ _EVENTS = 20
 def build(page: DashboardPage) -> None:
     """Lay out the tab. Only parts that have changed are sent to the browser."""
     scripts = {"curves": f"{CURVES}connectCurves(element, () => document.documentElement.lang);"}
-    names = ("state", "alarms", "curves", "earlier", "samples")
+    names = ("state", "alarms", "curves", "earlier")
     parts = [gr.HTML("", elem_id=f"watch-{name}", js_on_load=scripts.get(name)) for name in names]
+    filter_row, fields = lay_out(page)
+    parts.append(gr.HTML("", elem_id="watch-samples"))
     tokens.build(page)
     parts.append(gr.HTML("", elem_id="watch-log"))
     seen = gr.State({})
 
-    def refresh(chosen: str | None, language: str, before: dict[str, Any]) -> list[Any]:
-        return as_updates(_refresh(page, chosen, language, before))
+    def refresh(chosen: str | None, language: str, before: dict[str, Any], *wanted: Any) -> list[Any]:
+        search, order, step = wanted
+        return as_updates(_refresh(page, chosen, language, before, AnswerFilter(search or "", order, step or 0)))
 
-    inputs, outputs = [page.run, page.language, seen], [*parts, seen]
+    inputs, outputs = [page.run, page.language, seen, *fields], [*parts, filter_row, updates_of(fields[-1]), seen]
+    for field in fields:
+        field.change(refresh, inputs, outputs, trigger_mode="always_last", **OF_RUN)
     for event in (*page.while_shown, page.run.change, page.language.change):
         event(refresh, inputs, outputs, **OF_RUN)
 
 
-def _refresh(page: DashboardPage, chosen: str | None, language: str, before: dict[str, Any]) -> list[Any]:
-    """Return the six parts of the tab and their inputs; a part whose input has not changed is skipped."""
+def _refresh(
+    page: DashboardPage, chosen: str | None, language: str, before: dict[str, Any], wanted: AnswerFilter = ALL
+) -> list[Any]:
+    """Return the six parts of the tab, the row of the answers' filter, its steps, and the inputs of all of them.
+
+    A part whose input has not changed is skipped.
+    """
     try:
         run = page.runs.status(chosen) if chosen else None
     except UserError:
         run = None
     if run is None:
         empty = f'<p class="empty">{html(t("runs.choose", language))}</p>'
-        return [gr.skip()] * 7 if before == {"none": language} else [empty, *[""] * 5, {"none": language}]
+        if before == {"none": language}:
+            return [gr.skip()] * 9
+        return [empty, *[""] * 5, gr.update(visible=False), gr.skip(), {"none": language}]
     round_dir = run.round_dir
     rows, version = page.runs.rows(round_dir.metrics.path)
     events, _ = page.runs.rows(run.path / "events.jsonl")
@@ -59,14 +80,19 @@ def _refresh(page: DashboardPage, chosen: str | None, language: str, before: dic
     watched, third = page.runs.rows(round_dir.watched.path)
     earlier = [(each.number, *page.runs.rows(each.metrics.path)) for each in RunDir(run.path).rounds[:-1]]
     alarms = page.runs.alarms([run])[run.name]
+    place, choices = (run.name, round_dir.number), step_choices(watched, language)
+    if before.get("steps", ())[:1] != (place,):
+        wanted = wanted._replace(step=0)
     steps = {step for alarm in alarms if (step := answers_step(alarm, watched)) is not None}
     inputs_of = {
         "state": _state(run, language),
         "alarms": (run.name, round_dir.number, version, third, alarms, language),
         "curves": (run.name, round_dir.number, version, language),
         "earlier": (run.name, [(number, version) for number, _, version in earlier], language),
-        "samples": (run.name, round_dir.number, second, third, len(run.done), language, steps),
+        "samples": (run.name, round_dir.number, second, third, len(run.done), language, steps, wanted),
         "log": _log(run, events, language),
+        "filter": bool(evaluated or watched),
+        "steps": (place, choices),
     }
     made = {
         "state": lambda: inputs_of["state"],
@@ -74,9 +100,11 @@ def _refresh(page: DashboardPage, chosen: str | None, language: str, before: dic
         "curves": lambda: _curves(rows, round_dir.number, language),
         "earlier": lambda: "".join(_folded(rows, number, language) for number, rows, _ in earlier),
         "samples": lambda: samples(
-            round_dir.path, watched, evaluated, language, round_dir.number, steps, bool(reward_names(rows))
+            round_dir.path, watched, evaluated, language, round_dir.number, steps, bool(reward_names(rows)), wanted
         ),
         "log": lambda: inputs_of["log"],
+        "filter": lambda: gr.update(visible=bool(evaluated or watched)),
+        "steps": lambda: delayed_update(choices=choices, value=wanted.step),
     }
     changed = [made[name]() if inputs_of[name] != before.get(name) else gr.skip() for name in made]
     return [*changed, inputs_of]
