@@ -299,7 +299,7 @@ def test_every_group_of_choices_has_a_name(tmp_path) -> None:
     config = app.build(RunsFolder(tmp_path), ChatWorker()).get_config_file()
     groups = [part["props"] for part in config["components"] if part["type"] in ("radio", "checkboxgroup")]
     assert len(groups) >= 4
-    assert [group["elem_id"] for group in groups if not group["label"]] == []
+    assert [group["elem_id"] for group in groups if not group.get("label")] == []
 
 
 def test_no_tick_makes_a_component_anew_that_events_read(tmp_path) -> None:

@@ -11,6 +11,7 @@ from lowrank_rlhf.preferences.carelessness import AnnotatorCheck
 from lowrank_rlhf.preferences.enough import RankingNeed
 from lowrank_rlhf.preferences.overview import RankingProgress
 from lowrank_rlhf.preferences.project import Project
+from lowrank_rlhf.preferences.team.doubt import Doubt
 from lowrank_rlhf.run.directory import RunDir
 
 _MORE = {"setting": "next.more", "power": "next.more_power", "weak": "next.more_weak"}
@@ -37,10 +38,11 @@ def next_step(
     """Return the sentence for the owner or for annotators, who get the same verdict without names and commands."""
     if project.settings is None:
         return NextStep("", False, now.enough)
-    verdict = _verdict(project, now, careless)
+    doubt = project.doubtful if now.enough else None
+    verdict = _verdict(project, now, careless, doubt)
     sound, resumes = verdict in _ENOUGH, now.enough and not project.refused
     if not owner:
-        return NextStep(_say(_for_annotators(verdict, project), project, now, language), sound, resumes)
+        return NextStep(_say(_for_annotators(verdict, project), project, now, doubt, language), sound, resumes)
     if now.enough and (at_work := at_work_text(project, language)):
         return NextStep(at_work, sound, may_start=False)
     finished = is_finished(project)
@@ -48,7 +50,7 @@ def next_step(
     if finished and not changed:
         return NextStep(say("next.finished", language), sound, may_start=False, finished=True)
     key = "next.finished_changed" if changed and sound else verdict
-    return NextStep(_say(key, project, now, language), sound, resumes, finished)
+    return NextStep(_say(key, project, now, doubt, language), sound, resumes, finished)
 
 
 def is_finished(project: Project) -> bool:
@@ -59,12 +61,12 @@ def is_finished(project: Project) -> bool:
     return False
 
 
-def _verdict(project: Project, now: RankingProgress, careless: Sequence[AnnotatorCheck]) -> str:
+def _verdict(project: Project, now: RankingProgress, careless: Sequence[AnnotatorCheck], doubt: Doubt | None) -> str:
     """Return the key of the owner's sentence."""
     need, left = project.need, project.has_unranked
     if not now.enough:
         return _MORE[need.reason] if left else "next.more_none"
-    if doubt := project.doubtful:
+    if doubt:
         if doubt.more:
             return "next.unclear_alone" if doubt.alone else "next.unclear"
         return "next.doubtful" if left else "next.doubtful_all"
@@ -88,13 +90,12 @@ def _for_annotators(verdict: str, project: Project) -> str:
     return "next.unsure" if project.has_unranked else "next.unsure_all"
 
 
-def _say(key: str, project: Project, now: RankingProgress, language: str) -> str:
+def _say(key: str, project: Project, now: RankingProgress, doubt: Doubt | None, language: str) -> str:
     """Return a sentence with its figures.
 
     They are those of the guided path: how often a reward model of a certain accuracy passes its test.
     """
     need, tests = project.need, project.reward_tests
-    doubt = project.doubtful if key in _DOUBTFUL else None
     return say(
         key,
         language,
