@@ -60,4 +60,4 @@ def _parts(word: str) -> tuple[str, ...]:
 
 
 def _ratio(one: Sequence[str], other: Sequence[str]) -> float:
-    return SequenceMatcher(None, one, other, autojunk=False).ratio()
+    return SequenceMatcher(None, one, other, autojunk=False).ratio() if one else 0.0
