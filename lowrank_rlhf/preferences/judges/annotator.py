@@ -73,7 +73,7 @@ def _read(file: str) -> tuple[VoicedReplies, ...]:
 class SimulatedAnnotator:
     """Imitates a person who prefers kind replies on the subject.
 
-        score = 4 similarity to a kind reply + 1.5 kindness + 2 restatement - copied
+        score = 4 similarity to a kind reply + 1.5 kindness + 2 restatement - unturned
                 - 2 max(0, repeats - 0.05) - 0.5 unfinished - 0.05 words below 10 - 0.04 words above 36
 
     - similarity: cosine of the sentence embeddings. The kind reply is the hand-written one to this prompt; where none
@@ -82,7 +82,7 @@ class SimulatedAnnotator:
       replies in a kind voice against a factual and a blunt one.
     - restatement: how exactly a sentence of the answer says the prompt back, its "my" turned into "your"
       (`restatement.py`), from 0 to 1: embeddings hardly see who did what, which readers mind most.
-    - copied: 1 if a sentence is closer to the prompt as it stands, "my" and all.
+    - unturned: 1 if that sentence keeps an "I" or "my", as a copy of the prompt does.
     - repeats: share of the answer's word pairs that occurred in it before.
     - unfinished: 1 unless the model ended the answer itself with one of . ! ?
 
@@ -106,7 +106,7 @@ class SimulatedAnnotator:
         if reply is None:
             similar = np.minimum(similar, self.language.most_similar)
         said_back = [restatement(asked, sample.text, self.language.persons) for sample in samples]
-        restated = np.array([2 * found.turned - found.copied for found in said_back])
+        restated = np.array([2 * found.likeness - found.first_person for found in said_back])
         faults = [_faults(sample, self.language) for sample in samples]
         found: Vectors = 4 * similar + 1.5 * kindness + restated - faults
         return [float(score) for score in found]

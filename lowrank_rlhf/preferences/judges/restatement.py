@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
+from operator import itemgetter
 from typing import NamedTuple
 
 from lowrank_rlhf.maths.text import words
@@ -23,16 +24,16 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 
 
 class Restatement(NamedTuple):
-    """Likeness of an answer's sentences to a message."""
+    """The sentence of an answer that is closest to the message in the second person."""
 
-    turned: float
-    """Greatest likeness to the message in the second person, from 0 to 1."""
-    copied: bool
-    """True if a sentence is closer to the message as it stands."""
+    likeness: float
+    """From 0 to 1."""
+    first_person: bool
+    """True if it keeps a word of the first person, as a copy of the message does."""
 
 
 def restatement(message: str, answer: str, persons: Mapping[str, str]) -> Restatement:
-    """Compare each sentence of an answer with the message, turned into the second person and as it stands.
+    """Compare each sentence of an answer with the message in the second person.
 
     Likeness is Ratcliff and Obershelp's on words: twice the number of words in matching runs over all words of both
     (`difflib.SequenceMatcher.ratio`). Contractions count as written out ("I'm" as "I am"), and verbs that change with the
@@ -43,11 +44,10 @@ def restatement(message: str, answer: str, persons: Mapping[str, str]) -> Restat
         answer: any number of sentences.
         persons: words of the first person, and those of the second that replace them.
     """
-    asked = _words(message)
-    turned = [persons.get(word, word) for word in asked]
+    turned = [persons.get(word, word) for word in _words(message)]
     sentences = [_words(sentence) for sentence in _SENTENCE_END.split(answer)]
-    likeness = max(_ratio(turned, sentence) for sentence in sentences)
-    return Restatement(likeness, max(_ratio(asked, sentence) for sentence in sentences) > likeness)
+    likeness, closest = max(((_ratio(turned, sentence), sentence) for sentence in sentences), key=itemgetter(0))
+    return Restatement(likeness, any(word in persons for word in closest))
 
 
 def _words(text: str) -> list[str]:
