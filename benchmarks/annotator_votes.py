@@ -2,8 +2,8 @@
 
     python benchmarks/annotator_votes.py
 
-Reads the pairs and votes of docs/performance/blind-reading.json and rankings-reading.json. Prints the share of pairs that
-the annotator orders as the readers' majority does, without pairs on which they tie; a tie of its own scores is half right.
+Reads the pairs and votes of docs/performance/blind-reading.json and rankings-reading.json. Prints the share of pairs
+that the annotator orders as the readers' majority does, without pairs on which they tie; equal scores are half right.
 """
 
 import json

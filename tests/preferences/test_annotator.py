@@ -66,7 +66,7 @@ TEN = "one two three four five six seven eight nine ten."
         ("one two three four.", (0.6, 0.8), True, 2.4 + 1.5 * 0.8807970779778823 - 0.3),
         # "one two" five times: 9 word pairs, 2 distinct; repeats 7/9
         (" ".join(["one two"] * 5) + ".", (0.6, 0.8), True, 2.4 + 1.5 * 0.8807970779778823 - 2 * (7 / 9 - 0.05)),
-        # as it stands 4 of its words match the prompt's 4, in the second person 2 ("lost" and "key"): restatement 4/14, copied
+        # 2 words ("lost" and "key") match the prompt's 4 in the second person: restatement 4/14; it keeps "I" and "my"
         ("I lost my key and that is a real pity.", (0.6, 0.8), True, 2.4 + 1.5 * 0.8807970779778823 + 2 * 4 / 14 - 1),
     ],
 )
@@ -78,7 +78,7 @@ def test_hand_values(by_hand, text, axes, finished, expected) -> None:
     ("text", "points"),
     [
         ("So your key fell into the sea here. How is that?", 2 * 12 / 15),  # 6 words match, of 7 and 8
-        ("So my key fell into the sea. How is that now?", 2 * 10 / 14 - 1),  # 5 match, and 6 as it stands: a copy
+        ("So my key fell into the sea. How is that now?", 2 * 10 / 14 - 1),  # 5 match; it keeps "my"
     ],
 )
 def test_saying_the_message_back_earns_and_copying_costs(by_hand, text, points) -> None:
@@ -98,7 +98,7 @@ def test_the_kind_reply_to_the_prompt_counts_where_there_is_one(by_hand, monkeyp
         ("钥匙丢了真着急，包里找过了吗？", (0.4, 0.9), 2 * 8 / 19),  # 13 characters; 4 match, of 6 and 13
         ("钥匙丢了，包里找过吗？", (0.4, 0.9), 2 * 8 / 15 - 0.05 * 3),  # 9 characters: 3 below 12
         ("钥匙丢了真着急，包里找过了吗.", (0.4, 0.9), 2 * 8 / 19 - 0.5),  # not the end of a Chinese sentence
-        # 5 match, and 6 as it stands: a copy; 5 of 13 pairs are repeats
+        # 5 match, and 我 stays; 5 of 13 pairs are repeats
         ("我的钥匙丢了，我的钥匙丢了哎呀。", (0.4, 0.9), 2 * 10 / 20 - 1 - 2 * (5 / 13 - 0.05)),
         ("钥匙丢了真着急，OK吗没事吧 hello？", (0.4, 0.9), 2 * 8 / 19 - 2 * 2 / 13),  # 2 of 13 words are not Chinese
     ],

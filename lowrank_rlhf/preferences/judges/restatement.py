@@ -36,8 +36,8 @@ def restatement(message: str, answer: str, persons: Mapping[str, str]) -> Restat
     """Compare each sentence of an answer with the message in the second person.
 
     Likeness is Ratcliff and Obershelp's on words: twice the number of words in matching runs over all words of both
-    (`difflib.SequenceMatcher.ratio`). Contractions count as written out ("I'm" as "I am"), and verbs that change with the
-    person as one ("am" as "are", "was" as "were"); Chinese verbs don't.
+    (`difflib.SequenceMatcher.ratio`). Contractions count as written out ("I'm" as "I am"), and verbs that change with
+    the person as one ("am" as "are", "was" as "were"); Chinese verbs don't.
 
     Args:
         message: what the answer replies to.
