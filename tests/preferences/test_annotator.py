@@ -66,8 +66,8 @@ TEN = "one two three four five six seven eight nine ten."
         ("one two three four.", (0.6, 0.8), True, 2.4 + 1.5 * 0.8807970779778823 - 0.3),
         # "one two" five times: 9 word pairs, 2 distinct; repeats 7/9
         (" ".join(["one two"] * 5) + ".", (0.6, 0.8), True, 2.4 + 1.5 * 0.8807970779778823 - 2 * (7 / 9 - 0.05)),
-        # the whole prompt, 4 words of 10
-        ("I lost my key and that is a real pity.", (0.6, 0.8), True, 2.4 + 1.5 * 0.8807970779778823 - 1),
+        # 2 words ("lost" and "key") match the prompt's 4 in the second person: restatement 4/14; it keeps "I" and "my"
+        ("I lost my key and that is a real pity.", (0.6, 0.8), True, 2.4 + 1.5 * 0.8807970779778823 + 2 * 4 / 14 - 1),
     ],
 )
 def test_hand_values(by_hand, text, axes, finished, expected) -> None:
@@ -75,15 +75,15 @@ def test_hand_values(by_hand, text, axes, finished, expected) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "lost"),
+    ("text", "points"),
     [
-        ("So your key fell into the sea here. How is that?", 0.0),  # a run of 5 words, 71 % of the prompt
-        ("So my key fell into the sea. How is that now?", 1.0),  # of 6, 86 %: the reply did not turn "my" into "your"
+        ("So your key fell into the sea here. How is that?", 2 * 12 / 15),  # 6 words match, of 7 and 8
+        ("So my key fell into the sea. How is that now?", 2 * 10 / 14 - 1),  # 5 match; it keeps "my"
     ],
 )
-def test_saying_the_message_back_is_no_copy(by_hand, text, lost) -> None:
+def test_saying_the_message_back_earns_and_copying_costs(by_hand, text, points) -> None:
     found = by_hand(text, (0.6, 0.8), asked="My key fell into the sea today.")
-    assert found == pytest.approx(2.4 + 1.5 * 0.8807970779778823 - lost, abs=1e-9)
+    assert found == pytest.approx(2.4 + 1.5 * 0.8807970779778823 + points, abs=1e-9)
 
 
 def test_the_kind_reply_to_the_prompt_counts_where_there_is_one(by_hand, monkeypatch) -> None:
@@ -93,21 +93,22 @@ def test_the_kind_reply_to_the_prompt_counts_where_there_is_one(by_hand, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("text", "axes", "lost"),
+    ("text", "axes", "points"),
     [
-        ("钥匙丢了真着急，包里找过了吗？", (0.4, 0.9), 0.0),  # 13 characters
-        ("钥匙丢了，包里找过吗？", (0.4, 0.9), 0.05 * 3),  # 9 characters: 3 below 12
-        ("钥匙丢了真着急，包里找过了吗.", (0.4, 0.9), 0.5),  # not the end of a Chinese sentence
-        ("我的钥匙丢了，我的钥匙丢了哎呀。", (0.4, 0.9), 1 + 2 * (5 / 13 - 0.05)),  # copied; 5 of 13 pairs are repeats
-        ("钥匙丢了真着急，OK吗没事吧 hello？", (0.4, 0.9), 2 * 2 / 13),  # 2 of 13 words are not Chinese
+        ("钥匙丢了真着急，包里找过了吗？", (0.4, 0.9), 2 * 8 / 19),  # 13 characters; 4 match, of 6 and 13
+        ("钥匙丢了，包里找过吗？", (0.4, 0.9), 2 * 8 / 15 - 0.05 * 3),  # 9 characters: 3 below 12
+        ("钥匙丢了真着急，包里找过了吗.", (0.4, 0.9), 2 * 8 / 19 - 0.5),  # not the end of a Chinese sentence
+        # 5 match, and 我 stays; 5 of 13 pairs are repeats
+        ("我的钥匙丢了，我的钥匙丢了哎呀。", (0.4, 0.9), 2 * 10 / 20 - 1 - 2 * (5 / 13 - 0.05)),
+        ("钥匙丢了真着急，OK吗没事吧 hello？", (0.4, 0.9), 2 * 8 / 19 - 2 * 2 / 13),  # 2 of 13 words are not Chinese
     ],
 )
-def test_chinese_hand_values(monkeypatch, text, axes, lost) -> None:
+def test_chinese_hand_values(monkeypatch, text, axes, points) -> None:
     monkeypatch.setattr(SimulatedAnnotator, "_taste", (np.array([0.0, 5.0]), -2.0))
     asked = "我的钥匙丢了。"
     vectors = {asked: (1.0, 0.0), text: axes}
     judge = SimulatedAnnotator(lambda texts: np.array([vectors[text] for text in texts]), CHINESE)
-    expected = 4 * 0.4 + 1.5 / (1 + np.exp(-(5 * 0.9 - 2))) - lost
+    expected = 4 * 0.4 + 1.5 / (1 + np.exp(-(5 * 0.9 - 2))) + points
     assert judge(prompt(asked), answers(text)) == pytest.approx([expected], abs=1e-9)
 
 
@@ -115,7 +116,7 @@ def test_similarity_to_a_chinese_prompt_counts_up_to_a_limit(monkeypatch) -> Non
     monkeypatch.setattr(SimulatedAnnotator, "_taste", (np.array([0.0, 0.0]), 0.0))
     judge = SimulatedAnnotator(lambda texts: np.array([(1.0, 0.0) for _ in texts]), CHINESE)
     text = "钥匙丢了真着急，包里找过了吗？"
-    assert judge(prompt("我的钥匙丢了。"), answers(text)) == pytest.approx([4 * 0.45 + 0.75], abs=1e-9)
+    assert judge(prompt("我的钥匙丢了。"), answers(text)) == pytest.approx([4 * 0.45 + 0.75 + 2 * 8 / 19], abs=1e-9)
 
 
 def test_long_answers_lose_by_the_word(by_hand) -> None:

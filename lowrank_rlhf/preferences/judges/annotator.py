@@ -1,9 +1,8 @@
 """Simulated annotators: prefer kind replies on the subject, by sentence embeddings instead of word lists."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_rlhf.maths.text import is_east_asian, words
+from lowrank_rlhf.preferences.judges.restatement import PERSONS_EN, PERSONS_ZH, restatement
 from lowrank_rlhf.run.files import read_lines
 from lowrank_rlhf.run.records import Prompt, Sample
 
@@ -21,7 +21,6 @@ Embed = Callable[[Sequence[str]], Vectors]
 """Embeddings of N texts, (N, d), of unit length."""
 
 _NEWTON_STEPS = 50
-COPIED_SHARE = 0.8
 
 
 class Language(NamedTuple):
@@ -33,8 +32,8 @@ class Language(NamedTuple):
     taste_l2: float
     most_similar: float
     """Similarity to the prompt from which more earns nothing: a copy of the prompt is not an answer."""
-    copied_words: int
-    """A run of fewer words of the prompt may name the subject."""
+    persons: Mapping[str, str]
+    """Words of the first person, and those of the second that a reply says in their place."""
     fewest_words: int
     most_words: int
     ends: str
@@ -42,8 +41,8 @@ class Language(NamedTuple):
     """True if each word of another script is a fault."""
 
 
-ENGLISH = Language("replies.jsonl", 200, 1.0, 0.7, 4, 10, 36, ends=".!?", east_asian=False)
-CHINESE = Language("replies_zh.jsonl", 200, 0.1, 0.45, 6, 12, 42, ends="。！？", east_asian=True)
+ENGLISH = Language("replies.jsonl", 200, 1.0, 0.7, PERSONS_EN, 10, 36, ends=".!?", east_asian=False)
+CHINESE = Language("replies_zh.jsonl", 200, 0.1, 0.45, PERSONS_ZH, 12, 42, ends="。！？", east_asian=True)
 
 
 class VoicedReplies(NamedTuple):
@@ -60,31 +59,37 @@ class VoicedReplies(NamedTuple):
         return self.kind, self.factual, self.blunt
 
 
-@cache
 def read_replies(language: Language = ENGLISH) -> tuple[VoicedReplies, ...]:
     """Return the hand-written replies."""
-    lines = read_lines(Path(__file__).parent / language.replies)
-    return tuple(VoicedReplies(**json.loads(line)) for line in lines if line)
+    return _read(language.replies)
+
+
+@cache
+def _read(file: str) -> tuple[VoicedReplies, ...]:
+    return tuple(VoicedReplies(**json.loads(line)) for line in read_lines(Path(__file__).parent / file) if line)
 
 
 @dataclass(frozen=True)
 class SimulatedAnnotator:
     """Imitates a person who prefers kind replies on the subject.
 
-        score = 4 similarity to a kind reply + 1.5 kindness
-                - 2 max(0, repeats - 0.05) - copied - 0.5 unfinished - 0.05 words below 10 - 0.04 words above 36
+        score = 4 similarity to a kind reply + 1.5 kindness + 2 restatement - unturned
+                - 2 max(0, repeats - 0.05) - 0.5 unfinished - 0.05 words below 10 - 0.04 words above 36
 
     - similarity: cosine of the sentence embeddings. The kind reply is the hand-written one to this prompt; where none
       exists, the prompt takes its place, and the similarity counts up to 0.7.
     - kindness: sigmoid of a linear function of the answer's embedding, fitted by logistic regression to hand-written
       replies in a kind voice against a factual and a blunt one.
+    - restatement: how exactly a sentence of the answer says the prompt back, its "my" turned into "your"
+      (`restatement.py`), from 0 to 1: embeddings hardly see who did what, which readers mind most.
+    - unturned: 1 if that sentence keeps an "I" or "my", as a copy of the prompt does.
     - repeats: share of the answer's word pairs that occurred in it before.
-    - copied: 1 if the answer repeats a run of 4 or more words that is over 80 % of the prompt.
     - unfinished: 1 unless the model ended the answer itself with one of . ! ?
 
-    In Chinese each character is a word, similarity to the prompt counts up to 0.45, a copied run has 6 or more words,
-    12 to 42 words are free, and twice the share of words in other scripts is subtracted. Not from a paper. It holds no
-    list of words, and depends on the whole sentence.
+    In Chinese each character is a word, similarity to the prompt counts up to 0.45, 12 to 42 words are free, and twice
+    the share of words in other scripts is subtracted. Not from a paper; the weight of `restatement` is the one that
+    agrees best with blind readers' votes on earlier runs (docs/performance.md). It holds no list of words to please
+    it, and depends on the whole sentence.
     """
 
     embed: Embed
@@ -100,8 +105,10 @@ class SimulatedAnnotator:
         similar = vectors @ self.embed([reply or asked])[0]  # (K,)
         if reply is None:
             similar = np.minimum(similar, self.language.most_similar)
-        faults = [_faults(asked, sample, self.language) for sample in samples]
-        found: Vectors = 4 * similar + 1.5 * kindness - faults
+        said_back = [restatement(asked, sample.text, self.language.persons) for sample in samples]
+        restated = np.array([2 * found.likeness - found.first_person for found in said_back])
+        faults = [_faults(sample, self.language) for sample in samples]
+        found: Vectors = 4 * similar + 1.5 * kindness + restated - faults
         return [float(score) for score in found]
 
     @cached_property
@@ -141,18 +148,15 @@ def logistic_regression(features: Vectors, labels: Vectors, l2: float) -> Vector
     return weights
 
 
-def _faults(asked: str, sample: Sample, language: Language) -> float:
+def _faults(sample: Sample, language: Language) -> float:
     """Return the points that an answer loses for its form."""
-    answer, prompt = words(sample.text), words(asked)
+    answer = words(sample.text)
     pairs = list(pairwise(answer))
     repeats = 1 - len(set(pairs)) / len(pairs) if pairs else 1.0
-    run = SequenceMatcher(None, prompt, answer, autojunk=False).find_longest_match().size
-    copied = run >= language.copied_words and run > COPIED_SHARE * len(prompt)
     unfinished = not (sample.finished and sample.text.rstrip().endswith(tuple(language.ends)))
     foreign = [word for word in answer if not is_east_asian(word)] if language.east_asian else []
     return (
         2 * max(0.0, repeats - 0.05)
-        + copied
         + 0.5 * unfinished
         + 0.05 * max(0, language.fewest_words - len(answer))
         + 0.04 * max(0, len(answer) - language.most_words)
