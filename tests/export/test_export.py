@@ -604,7 +604,7 @@ def test_a_failure_midway_leaves_nothing(tiny_folder, tmp_path, monkeypatch, at)
         assert left_behind(tmp_path) != []  # it had begun
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writing, at, fail)
+    monkeypatch.setattr(reloaded_model if at == "difference" else writing, at, fail)
     with pytest.raises(UserError, match="out: cannot be written: No space left on device"):
         export_merged(session, "policy", "bfloat16", tmp_path / "out")
     assert left_behind(tmp_path) == []

@@ -259,7 +259,8 @@ class TestCommand:
         assert [(note["id"], note["data"]) for note in plan["notes"]] == [("stale_stages", {"stages": ["sft"]})]
 
     @pytest.mark.parametrize(
-        ("algorithm", "alone"), [("ppo", ["rank", "evaluate"]), ("rloo", ["rank", "ppo", "evaluate"])]
+        ("algorithm", "alone"),
+        [("ppo", ["rank", "evaluate"]), *((name, ["rank", "ppo", "evaluate"]) for name in ("rloo", "grpo", "dpo"))],
     )
     def test_under_a_launcher_it_names_the_stages_that_one_process_works_on(
         self, command, monkeypatch, algorithm, alone
