@@ -106,10 +106,6 @@ class ModelNotFinite(UserError):
     exit_code = ExitCode.NOT_FINITE
 
 
-class HubUnreachable(UserError):
-    """The hub cannot be reached, and the data set is not on this machine."""
-
-
 class StaleRun(UserError):
     """A finished stage no longer matches the config or its inputs."""
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from lowrank_rlhf.commands.common import ConfigArgument, JsonOption, OverridesArgument, RunsOption, checked_config, echo
 from lowrank_rlhf.commands.plan_json import PlannedRun, as_json
 from lowrank_rlhf.config.loading import dump_config
+from lowrank_rlhf.data.run_data import RunData
 from lowrank_rlhf.errors import ExitCode
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.planner.fit import fit_to_memory
@@ -42,10 +43,10 @@ def plan(
 ) -> None:
     """Show the stages, files, disk, memory and time of a run.
 
-    Starts nothing: no model is loaded and nothing is written. Models of the presets need not be downloaded: their
-    dimensions ship with the package. Only a data set on the hub is downloaded, to count its rows. Exits with code 4 if
-    memory or disk is too small, and lists settings that help. The memory forecast is within about a third, the time
-    within a factor of three until a run has finished on this machine.
+    Starts nothing: no model is loaded, nothing is downloaded or written. Dimensions of the presets' models ship with
+    the package. The amount of data that is not on this machine is assumed, and a note says what was assumed. Exits with
+    code 4 if memory or disk is too small, and lists settings that help. The memory forecast is within about a third,
+    the time within a factor of three until a run has finished on this machine.
 
     \b
     Examples:
@@ -66,7 +67,7 @@ def plan(
 def _make_plan(named: str, overrides: Sequence[str] | None, runs: Path, gpu: float | None) -> PlannedRun:
     loaded = checked_config(named, overrides, runs)
     run_dir, other = RunDir(runs / loaded.name), card(gpu, loaded.model) if gpu else None
-    loaded, choice = fit_to_memory(loaded, run_dir, other)
+    loaded, choice = fit_to_memory(loaded, run_dir, RunData(loaded, downloads=False), other)
     statuses = pipeline.plan(loaded, run_dir)
     left = [status.stage.name for status in statuses if status.state != "done"]
     forecast = forecast_run(loaded, run_dir, runs, [status.stage for status in statuses], left, other)

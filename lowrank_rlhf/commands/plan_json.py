@@ -138,11 +138,13 @@ class PlannedRun:
             )
             yield PlanNote("activations_estimated", "warning", text, {"architecture": shape.architecture})
         if planned.unread:
+            assumed = " and ".join(f"{found.rows:,} rows of {found.source} ({found.basis})" for found in planned.unread)
             text = (
-                f"The hub cannot be reached: rows of {' and '.join(planned.unread)} as published, with prompts as long "
-                f"as model.max_length {self.config.model.max_length} allows."
+                f"Not downloaded yet, so the plan rests on {assumed}, with prompts as long as "
+                f"model.max_length {self.config.model.max_length} allows. The run downloads what is missing."
             )
-            yield PlanNote("data_assumed", "warning", text, {"sources": list(planned.unread)})
+            rows = {found.source: found.rows for found in planned.unread}
+            yield PlanNote("data_assumed", "warning", text, {"sources": list(rows), "rows": rows})
 
     def _several_processes(self) -> PlanNote:
         """Name the stages in which all processes but one wait."""

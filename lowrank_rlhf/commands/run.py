@@ -106,7 +106,7 @@ def validate(
     """Check a config, and list every mistake in it.
 
     Also checks that its judges, data files and adapters exist, and that the inputs of each stage come from an earlier
-    stage or exist in the run folder. Data files are read as the run would, data sets of the hub are not, and are
+    stage or exist in the run folder. Data files are read as the run would; data sets of a hub are not, and are
     named; lengths are checked if the model's tokenizer is on this machine.
 
     \b
@@ -132,7 +132,7 @@ def validate(
     for note in notes:
         echo(f"  {note}")
     if not_read:
-        print(f"not read: {', '.join(not_read)}. `plan` and `run` read data sets of the hub")
+        print(f"not read: {', '.join(not_read)}. `run` downloads and reads them")
 
 
 def sweep(

@@ -9,7 +9,7 @@ from lowrank_rlhf.data.length_filter import check_lengths
 from lowrank_rlhf.data.prompts import PromptData
 from lowrank_rlhf.data.readers.rows import counted
 from lowrank_rlhf.data.right_answers import right_answers
-from lowrank_rlhf.data.run_data import RunData, hub_sources
+from lowrank_rlhf.data.run_data import RunData, remote_sources
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.sources.model_shape import find_shape, length_notes
 
@@ -21,7 +21,7 @@ class Checked(NamedTuple):
     """Result of a check that found no error."""
 
     not_read: list[str]
-    """Data sets on the hub, which are not checked."""
+    """Data sets that are not checked: those on the hub, and those of ModelScope that are not downloaded."""
     notes: list[str]
     """Notes that the run would print about its maximum length and about rows escaped or left out."""
 
@@ -37,7 +37,7 @@ def check_data(data: RunData, config: Config, stages: Collection[str] | None = N
 def check_local_data(config: Config) -> Checked:
     """Check the data on this machine as `check_data` does."""
     notes = _check(*RunData(config).on_this_machine(), config, config.active_stages)
-    return Checked(hub_sources(config), [*length_notes(config.model, find_shape(config.model)), *notes])
+    return Checked(remote_sources(config), [*length_notes(config.model, find_shape(config.model)), *notes])
 
 
 def _check(

@@ -2,15 +2,19 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.comparisons import ComparisonData, load_comparisons, without_prompts
 from lowrank_rlhf.data.prompts import PromptData, load_prompt_data
-from lowrank_rlhf.data.readers.hub import SCHEME, at_commit, hub_commit
+from lowrank_rlhf.data.readers.hub import SCHEME, at_commit, from_cache, hub_commit
+from lowrank_rlhf.data.readers.sources import is_here
+from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import SCHEMA, read_record, write_json_atomic
 
@@ -25,8 +29,17 @@ class _Commits(BaseModel):
 
 def hub_sources(config: Config) -> list[str]:
     """Return the config's data sources on the hub, each once."""
-    sources = (config.data.prompts, config.rank.dataset)
-    return list(dict.fromkeys(source for source in sources if source and source.startswith(SCHEME)))
+    return [source for source in data_sources(config) if source.startswith(SCHEME)]
+
+
+def data_sources(config: Config) -> list[str]:
+    """Return the config's data sources, each once."""
+    return list(dict.fromkeys(filter(None, (config.data.prompts, config.rank.dataset))))
+
+
+def remote_sources(config: Config) -> list[str]:
+    """Return the config's data sources on the hub, and those of ModelScope that are not downloaded."""
+    return [source for source in data_sources(config) if source.startswith(SCHEME) or not is_here(source)]
 
 
 def read_commits(run_dir: RunDir) -> dict[str, str]:
@@ -58,11 +71,12 @@ def divides_held_out(run_dir: RunDir) -> bool:
 class RunData:
     """Contents of `data.prompts` and `rank.dataset`, read on first use and cached.
 
-    Hub sources are read at their commit in `commits`, otherwise at the current one.
+    Hub sources are read at their commit in `commits`, otherwise at the current one. Without `downloads` no hub is
+    contacted: what is downloaded already is read as it is, and reading the rest raises `UserError`.
     """
 
-    def __init__(self, config: Config, commits: Mapping[str, str] | None = None):
-        self._config, self._commits = config, commits or {}
+    def __init__(self, config: Config, commits: Mapping[str, str] | None = None, *, downloads: bool = True):
+        self._config, self._commits, self._downloads = config, commits or {}, downloads
 
     @classmethod
     def received(cls, config: Config, contents: bytes) -> "RunData":
@@ -86,8 +100,9 @@ class RunData:
     def prompts(self) -> PromptData:
         """Prompts and demonstrations after the split. Raises `UserError` with the place of an invalid row."""
         data, imitated = self._config.data, self._config.trains_on_demonstrations
-        data = data.model_copy(update={"prompts": self._kept_to(data.prompts)})
-        return load_prompt_data(data, self._config.seed, imitated=imitated)
+        with self._reading(data.prompts):
+            data = data.model_copy(update={"prompts": self._kept_to(data.prompts)})
+            return load_prompt_data(data, self._config.seed, imitated=imitated)
 
     @cached_property
     def comparisons(self) -> ComparisonData | None:
@@ -96,13 +111,13 @@ class RunData:
         return found and without_prompts(found, self.prompts.held_out)
 
     def on_this_machine(self) -> tuple[PromptData | None, ComparisonData | None]:
-        """Return prompts and comparisons, None for those on the hub.
+        """Return prompts and comparisons, None for those in `remote_sources`.
 
-        With prompts on the hub the comparisons include those of held-out prompts. Raises `UserError` likewise.
+        Without prompts the comparisons include those of held-out prompts. Raises `UserError` likewise.
         """
-        on_hub = hub_sources(self._config)
-        prompts = None if self._config.data.prompts in on_hub else self.prompts
-        if self._config.rank.dataset in on_hub:
+        remote = remote_sources(self._config)
+        prompts = None if self._config.data.prompts in remote else self.prompts
+        if self._config.rank.dataset in remote:
             return prompts, None
         return prompts, self._all_comparisons if prompts is None else self.comparisons
 
@@ -111,7 +126,20 @@ class RunData:
         rank = self._config.rank
         if rank.dataset is None:
             return None
-        return load_comparisons(self._kept_to(rank.dataset), rank.format, self._config.data.skip_bad_rows, rank.columns)
+        allowed = self._config.data.skip_bad_rows
+        with self._reading(rank.dataset):
+            return load_comparisons(self._kept_to(rank.dataset), rank.format, allowed, rank.columns)
+
+    def missing(self) -> list[str]:
+        """Return the sources that cannot be read for want of a download; none with `downloads`."""
+        return [] if self._downloads else [source for source in data_sources(self._config) if not is_here(source)]
+
+    def _reading(self, source: str) -> AbstractContextManager[Any]:
+        if self._downloads:
+            return nullcontext()
+        if not is_here(source):
+            raise UserError(f"{source}: not downloaded yet; `run` downloads it")
+        return from_cache() if source.startswith(SCHEME) else nullcontext()
 
     def _kept_to(self, source: str) -> str:
         return at_commit(source, self._commits[source]) if source in self._commits else source

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lowrank_rlhf.models.roles import Role, Roles
 
 ADAPTERS = ("policy", "sft", "reward", "critic")
+TEMPLATE = "chat_template.jinja"
 _EXTRA_BYTES = 64 * 2**20  # for tokenizer and card
 
 
@@ -123,6 +124,7 @@ def export_reward(
     plan = plan_reward(roles, DTYPES[dtype], settings)
     with export_to(folder, plan.size) as out:
         write_weights(roles, Role.REWARD, plan, out, progress, stop)
+        _end_template_with_turn(out / TEMPLATE)
         measured = score_difference(roles, run_dir, config, prompts, settings, out)
         table, unmeasured = (score_table(*measured), None) if measured else (None, NO_PROMPT)
         eos = roles.base.tokenizer.convert_ids_to_tokens(roles.base.eos)
@@ -268,6 +270,14 @@ def _written(out: Path, what: str) -> dict[str, Any]:
         "bytes": sum(path.stat().st_size for path in files),
         "files": [path.relative_to(out).as_posix() for path in files],
     }
+
+
+def _end_template_with_turn(path: Path) -> None:
+    """Let the folder's chat template drop the white space after a last answer: the score is read at its end of turn."""
+    if path.is_file():
+        template = path.read_text(encoding="utf-8")
+        ending = "{{ text if add_generation_prompt else text.rstrip() }}"
+        path.write_text(f"{{% set text %}}{template}{{% endset %}}{ending}", encoding="utf-8")
 
 
 def _name_base_without_folders(path: Path) -> None:

@@ -50,7 +50,7 @@ def check_gguf(
     """Compare the policy role with llama.cpp on the first 16 prompts that fit; None if no prompt fits."""
     import torch
 
-    from lowrank_rlhf.export.merged_model import role_logprobs
+    from lowrank_rlhf.export.reloaded_model import role_logprobs
     from lowrank_rlhf.models.generation import Response
     from lowrank_rlhf.models.roles import Role
 

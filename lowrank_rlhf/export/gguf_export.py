@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from lowrank_rlhf.config.schema import Config, ModelConfig
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.export.export import adapter_folder, check_target, export_to, finish, write_modelfile, write_weights
+from lowrank_rlhf.export.export import (
+    TEMPLATE,
+    adapter_folder,
+    check_target,
+    export_to,
+    finish,
+    write_modelfile,
+    write_weights,
+)
 from lowrank_rlhf.export.gguf_check import check_gguf, gguf_table
 from lowrank_rlhf.export.gguf_file import Type, convert_adapter, convert_folder
 from lowrank_rlhf.export.llama_cpp import LlamaFiles
@@ -27,7 +35,6 @@ from lowrank_rlhf.sources.gguf import download_gguf
 if TYPE_CHECKING:
     from lowrank_rlhf.models.roles import Roles
 
-TEMPLATE = "chat_template.jinja"
 _COPIES: dict[Type, float] = {"f16": 2.0, "q8_0": 1.6, "q4_k_m": 2.4}
 """Disk in sizes of the merged model: itself, a 16-bit GGUF file on the way to a K-quant, and the result."""
 

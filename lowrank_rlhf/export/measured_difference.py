@@ -14,7 +14,8 @@ from lowrank_rlhf.run.records import Prompt, Sample, read_jsonl
 from lowrank_rlhf.training.prompts import encode_prompts, first_fitting, max_prompt_tokens
 
 if TYPE_CHECKING:
-    from lowrank_rlhf.export.merged_model import Difference, Plan
+    from lowrank_rlhf.export.merged_model import Plan
+    from lowrank_rlhf.export.reloaded_model import Difference
     from lowrank_rlhf.models.roles import Roles
 
 PROMPTS, TOKENS = 16, 32
@@ -26,7 +27,7 @@ def output_difference(
     roles: "Roles", config: Config, prompts: Sequence[Prompt], plan: "Plan", out: Path, progress: Progress
 ) -> tuple["Difference | None", str | None]:
     """Measure the difference between the folder's output and the run's, or return why it cannot be measured."""
-    from lowrank_rlhf.export.merged_model import difference, role_logprobs
+    from lowrank_rlhf.export.reloaded_model import difference, role_logprobs
     from lowrank_rlhf.models.generation import sample_answers
     from lowrank_rlhf.models.roles import Role
 
@@ -61,7 +62,7 @@ def score_difference(
 ) -> tuple[float, int] | None:
     """Return the largest difference of normalised scores, and the number of ranked answers; None without any."""
     from lowrank_rlhf.evaluation.match import score_answers
-    from lowrank_rlhf.export.merged_model import classifier_scores
+    from lowrank_rlhf.export.reloaded_model import classifier_scores
     from lowrank_rlhf.training.rollout import RewardScale
 
     scale = RewardScale.of(settings)

@@ -138,7 +138,7 @@ def _fitted(config: Config, run_dir: RunDir, progress: Progress) -> Config:
     """Replace `model.memory: auto` by numbers and print them."""
     if config.model.memory == "auto" and not run_dir.artifact("config.yaml").exists():
         fetch_model(config.model, progress)  # the limits follow from its shape
-    config, choice = fit_to_memory(config, run_dir)
+    config, choice = fit_to_memory(config, run_dir, RunData(config))
     if config.model.memory == "auto":
         raise UserError(
             f"model.memory: auto cannot estimate the memory of {config.model.source}: the form of its config.json is "

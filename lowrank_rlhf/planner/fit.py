@@ -40,7 +40,9 @@ class MemoryChoice:
         return f"{values}: about {memory(self.needed)} needed, {memory(self.free)} free"
 
 
-def fit_to_memory(config: Config, run_dir: RunDir, other: Machine | None = None) -> tuple[Config, MemoryChoice | None]:
+def fit_to_memory(
+    config: Config, run_dir: RunDir, data: RunData, other: Machine | None = None
+) -> tuple[Config, MemoryChoice | None]:
     """Replace `model.memory: auto` by explicit settings, and return them.
 
     A started run keeps the settings in its config.yaml. A new run gets the first of `choices` whose forecast is
@@ -61,7 +63,7 @@ def fit_to_memory(config: Config, run_dir: RunDir, other: Machine | None = None)
     if shape is None:
         return config, None
     machine = other or find_machine(config.model)
-    counts = planned_amounts(config, run_dir, RunData(config)).counts
+    counts = planned_amounts(config, run_dir, data).counts
     needs = [(peak(choice, shape, counts, machine, choice.stages), choice) for choice in choices(config)]
     within = (entry for entry in needs if entry[0] <= SHARE * machine.free)
     needed, taken = next(within, min(needs, key=lambda entry: entry[0]))

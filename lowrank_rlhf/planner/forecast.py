@@ -95,12 +95,14 @@ def forecast_run(
 ) -> Forecast:
     """Forecast the run's stages; `left` names the unfinished ones. `other` replaces this machine.
 
+    Nothing is downloaded; amounts of data that is not on this machine are assumed.
+
     Raises:
         UserError: The data is invalid, or too long for the model (checked if its tokenizer is on this machine).
     """
     shape, machine = find_shape(config.model), other or find_machine(config.model)
     check_experts(config.model, shape)
-    data = RunData(config, read_commits(run_dir))
+    data = RunData(config, read_commits(run_dir), downloads=False)
     reads_data = any(stage.name in left and "model" in stage.settings for stage in stages)
     planned = planned_amounts(config, run_dir, data, left if reads_data else ())
     counts, pace = planned.counts, Pace({}, None) if other else find_pace(run_dir, runs)

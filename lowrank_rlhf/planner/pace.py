@@ -7,7 +7,7 @@ from typing import Literal
 
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.data.run_data import RunData, hub_sources, read_commits
+from lowrank_rlhf.data.run_data import RunData, read_commits
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.planner.compute_cost import amounts, compute_cost
 from lowrank_rlhf.planner.machine import Machine, same_machine
@@ -77,7 +77,7 @@ def whole(spans: list[Span]) -> Span:
 def find_pace(run_dir: RunDir, runs: Path) -> Pace:
     """Measure the pace from the done marks of this run and of the newest runs in the folder made on this machine.
 
-    Other runs whose data is on the hub are skipped: counting their rows would download them.
+    Runs whose data is no longer on this machine are skipped: nothing is downloaded.
     """
     folders = [path.parent for path in runs.glob("*/done")]
     newest = sorted(folders, key=lambda folder: (folder / "done").stat().st_mtime, reverse=True)[:_RUNS_ASKED]
@@ -85,7 +85,7 @@ def find_pace(run_dir: RunDir, runs: Path) -> Pace:
     seconds: dict[str, float] = defaultdict(float)
     operations: dict[str, float] = defaultdict(float)
     for folder in dict.fromkeys([*own, *newest]):
-        for stage, (took, amount) in _measured(RunDir(folder), may_fetch=folder in own).items():
+        for stage, (took, amount) in _measured(RunDir(folder)).items():
             seconds[split(stage)[1]] += took
             operations[split(stage)[1]] += amount
     total = sum(operations.values())
@@ -99,17 +99,16 @@ def stage_costs(config: Config, run_dir: RunDir, shape: Shape, data: RunData) ->
     return {stage.name: compute_cost(stage.name, config, counts, shape) for stage in of_rounds(config.rounds)}
 
 
-def _measured(run_dir: RunDir, may_fetch: bool) -> dict[str, tuple[float, float]]:
+def _measured(run_dir: RunDir) -> dict[str, tuple[float, float]]:
     """Return seconds and operations of the run's finished stages; empty for a run that is foreign or unreadable."""
     if not same_machine(read_json(run_dir.path / "env.json") or {}):
         return {}
     try:
         run_dir.check()
         config = load_config(run_dir.path / "config.yaml")
-        if hub_sources(config) and not may_fetch:
-            return {}
         shape = find_shape(config.model)
-        operations = stage_costs(config, run_dir, shape, RunData(config, read_commits(run_dir))) if shape else {}
+        data = RunData(config, read_commits(run_dir), downloads=False)
+        operations = stage_costs(config, run_dir, shape, data) if shape else {}
         marks = {name: mark for name, amount in operations.items() if amount and (mark := run_dir.mark(name))}
     except UserError:  # made by another version, or its data is gone
         return {}

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from peft import PeftModel
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from lowrank_rlhf.commands.model_tests import parse_tasks
 from lowrank_rlhf.errors import ExitCode, UserError
+from lowrank_rlhf.evaluation.benchmarks.harness import metric_interval
 from lowrank_rlhf.session import Session
 
 ROWS = [
@@ -48,6 +50,25 @@ num_fewshot: 0
 generation_kwargs: {{until: [], do_sample: false, max_gen_toks: 8}}
 metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
 """
+
+
+class TestInterval:
+    @pytest.mark.parametrize("share", [0, 1, 3])
+    def test_of_a_share_of_rows(self, share) -> None:
+        """Ten rows: none, 1 or 3 right. The harness's standard error has no part in it."""
+        found = metric_interval(share / 10, [1.0] * share + [False] * (10 - share), 0.4)
+        assert_wilson(found, share / 10, 10)
+
+    def test_of_other_means(self) -> None:
+        """A mean of probabilities, and one of two tasks of 3 rows and 1 that weigh equally."""
+        expected = pytest.approx([0.25 - 1.959964 * 0.1, 0.25 + 1.959964 * 0.1])
+        assert metric_interval(0.25, [0.2, 0.3], 0.1) == expected
+        assert metric_interval(0.25, [1.0, 1.0, 0.0, 0.0], 0.1) == expected
+
+    @pytest.mark.parametrize("error", ["N/A", None, math.nan, 0.0])
+    def test_none_without_a_standard_error(self, error) -> None:
+        assert metric_interval(0.5, [0.5, 0.5], error) is None
+        assert metric_interval(0.5, [[True, False], [True]], error) is None  # IFEval's instructions of each row
 
 
 class TestNames:
@@ -96,6 +117,17 @@ def figures(out: str) -> dict[tuple[str, str], dict[str, Any]]:
     return {(figure["task"], figure["metric"]): figure for figure in found}
 
 
+def assert_wilson(interval: list[float], share: float, count: int) -> None:
+    """Wilson's bounds: the rates from which the share is 1.96 of their standard errors away, or 0 or 1."""
+    low, high = interval
+    assert 0 <= low < high <= 1
+    for bound, end in ((low, 0.0), (high, 1.0)):
+        if share != end:
+            assert abs(share - bound) == pytest.approx(1.959964 * math.sqrt(bound * (1 - bound) / count), abs=1e-6)
+        else:
+            assert bound == end
+
+
 def right(model: Any, tokenizer: Any, row: dict[str, Any]) -> bool:
     """Return True if the plain model gives the labelled choice the highest log-probability."""
     prompt = f"<|im_start|>user\n{row['question']}<|im_end|>\n<|im_start|>assistant\n"
@@ -127,9 +159,8 @@ class TestCommand:
         assert {name: value["value"] for name, value in found["values"].items()} == {
             name: sum(each) / 4 for name, each in expected.items()
         }
-        share = found["values"]["policy"]["value"]
-        reach = 1.959964 * math.sqrt(share * (1 - share) / 3)
-        assert found["values"]["policy"]["interval"] == pytest.approx([share - reach, share + reach], abs=1e-5)
+        for value in found["values"].values():
+            assert_wilson(value["interval"], value["value"], 4)
         assert "| tiny\\_choice | acc | 4 |" in (run / "report.md").read_text()
 
     def test_an_interrupted_one_resumes_and_other_tasks_are_kept(self, run, task, evaluate, monkeypatch) -> None:
@@ -159,7 +190,39 @@ class TestCommand:
         assert code == 0, err
         assert calls[4:] == ["answers"] * 3
         assert {task for task, _ in figures(out)} == {"tiny_choice", "tiny_written"}
-        assert figures(out)["tiny_written", "exact_match"]["rows"] == 2
+        written = figures(out)["tiny_written", "exact_match"]
+        assert written["rows"] == 2
+        assert [(value["value"], value["interval"]) for value in written["values"].values()] == [
+            (0.0, [0.0, pytest.approx(0.65762, abs=1e-5)])  # z^2 / (2 + z^2): no row right is not certainty
+        ] * 3
+
+    def test_ceval_is_the_harness_own_group(self, run, task, evaluate, monkeypatch) -> None:
+        """Its 52 tasks as the harness defines them, on one or two rows each of the published form."""
+        del task  # its cache
+        own, folder = sys.modules["lm_eval.tasks"], Path(sys.modules["lm_eval"].__file__).parent / "tasks/ceval"
+        manager = type(own.TaskManager())
+        monkeypatch.setattr(own, "TaskManager", lambda: manager(include_path=folder, include_defaults=False))
+        row = {"question": "1 + 1 = ?", "A": "2", "B": "3", "C": "4", "D": "5", "answer": "A", "explanation": ""}
+        loaded, dev = [], {"dev": datasets.Dataset.from_list([row] * 5)}
+
+        def rows_of(subject: str) -> int:
+            return 1 + len(subject) % 2
+
+        def load(path: str, name: str, **_: object) -> datasets.DatasetDict:
+            assert path == "ceval/ceval-exam"
+            loaded.append(name)
+            return datasets.DatasetDict({"val": datasets.Dataset.from_list([row] * rows_of(name))} | dev)
+
+        monkeypatch.setattr(datasets, "load_dataset", load)
+        code, out, err = evaluate(run, "--benchmark", "ceval:200", "--json")
+        assert code == 0, err
+        assert len(set(loaded)) == 52
+        found = figures(out)
+        assert list(found) == [("ceval-valid", "acc"), ("ceval-valid", "acc_norm")]
+        rows = sum(map(rows_of, set(loaded)))
+        assert 52 < found["ceval-valid", "acc"]["rows"] == rows < 104
+        for value in found["ceval-valid", "acc"]["values"].values():
+            assert_wilson(value["interval"], value["value"], rows)
 
     def test_an_unknown_task_and_too_many_new_tokens(self, run, task, evaluate) -> None:
         written = task("written", WRITTEN.replace("max_gen_toks: 8", "max_gen_toks: 100"))

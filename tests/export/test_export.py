@@ -36,7 +36,7 @@ from transformers import (
 from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.config.schema import Config, ModelConfig
 from lowrank_rlhf.errors import CannotFit, ExitCode, ModelNotFinite, Stopped, UserError
-from lowrank_rlhf.export import measured_difference, model_card
+from lowrank_rlhf.export import measured_difference, model_card, reloaded_model
 from lowrank_rlhf.export import merged_model as writing
 from lowrank_rlhf.export.export import export_adapters
 from lowrank_rlhf.export.model_card import base_licence, without_folders
@@ -97,6 +97,9 @@ def test_merged_equals_pefts_own_merge(tiny_base, tmp_path, architecture, quanti
         found = write(roles, tmp_path / role.value, role=role)
         assert type(found) is type(expected)
         torch.testing.assert_close(logits(found), logits(expected), rtol=1e-4, atol=1e-4)
+        expected.save_pretrained(tmp_path / f"theirs-{role.value}")
+        files = [set(load_file(tmp_path / name / "model.safetensors")) for name in (role.value, f"theirs-{role.value}")]
+        assert files[0] == files[1]
         theirs = dict(expected.named_parameters())
         assert {name for name, _ in found.named_parameters()} == set(theirs)
         for name, weight in found.named_parameters():
@@ -175,8 +178,8 @@ def test_the_difference_against_torchs_own_kl(tiny_base, tmp_path) -> None:
     """Policy's own distributions against the folder of another role, so that the figures are not all but zero."""
     roles = make_roles(tiny_base("nf4"))
     other = write(roles, tmp_path / "ref", role=Role.REFERENCE)
-    ours = writing.role_logprobs(roles, Role.POLICY, PROMPTS, ANSWERS)
-    found = writing.difference(ours, tmp_path / "ref", PROMPTS, ANSWERS, roles.base)
+    ours = reloaded_model.role_logprobs(roles, Role.POLICY, PROMPTS, ANSWERS)
+    found = reloaded_model.difference(ours, tmp_path / "ref", PROMPTS, ANSWERS, roles.base)
     gaps, kls, same = [], [], []
     for prompt, answer in zip(PROMPTS, ANSWERS, strict=True):
         with roles.acting_as(Role.POLICY):
@@ -193,7 +196,7 @@ def test_the_difference_against_torchs_own_kl(tiny_base, tmp_path) -> None:
     assert found.same_best == sum(same) / 16
     assert found.kl_per_token > 0.01
     write(roles, tmp_path / "policy")
-    same_model = writing.difference(ours, tmp_path / "policy", PROMPTS, ANSWERS, roles.base)
+    same_model = reloaded_model.difference(ours, tmp_path / "policy", PROMPTS, ANSWERS, roles.base)
     assert same_model.max_logprob < 1e-4
     assert same_model.same_best == 1.0
 
@@ -202,14 +205,14 @@ def test_an_export_that_overflows_has_no_difference(tiny_base, tmp_path) -> None
     """A KL of NaN was 0.0 in the card: max(0.0, NaN) is 0.0."""
     roles = make_roles(tiny_base())
     write(roles, tmp_path / "policy")
-    ours = writing.role_logprobs(roles, Role.POLICY, PROMPTS, ANSWERS)
+    ours = reloaded_model.role_logprobs(roles, Role.POLICY, PROMPTS, ANSWERS)
     weights = load_file(tmp_path / "policy" / "model.safetensors")
     weights["model.norm.weight"] *= 3e38
     save_file(weights, tmp_path / "policy" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
         ModelNotFinite, match=r"policy: the log-probabilities of the exported model are NaN or infinite"
     ):
-        writing.difference(ours, tmp_path / "policy", PROMPTS, ANSWERS, roles.base)
+        reloaded_model.difference(ours, tmp_path / "policy", PROMPTS, ANSWERS, roles.base)
 
 
 # --- The whole export
@@ -330,7 +333,9 @@ def test_a_padded_batch_of_the_classifier(tiny_base, tmp_path, architecture) -> 
         found = model(input_ids=batch.ids, attention_mask=batch.attention.long()).logits[:, 0]
     expected = pool(score_tokens(roles, Role.REWARD, batch), batch.response, "last")
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    alone = list(writing.classifier_scores(tmp_path, PROMPTS, answers, RewardScale("last", 0.0, 1.0), roles.base))
+    alone = list(
+        reloaded_model.classifier_scores(tmp_path, PROMPTS, answers, RewardScale("last", 0.0, 1.0), roles.base)
+    )
     assert alone == pytest.approx(expected.tolist(), abs=1e-4)
 
 
@@ -386,7 +391,7 @@ def test_answers_too_long_for_the_model_are_measured_cut_as_they_were_trained_on
 ) -> None:
     """Those of a data set; a model with so many learnt positions cannot read further."""
     session = finished_run(tiny_folder(), tmp_path)
-    path, measured, score = session.run_dir.artifact("answers.jsonl"), [], writing.classifier_scores
+    path, measured, score = session.run_dir.artifact("answers.jsonl"), [], reloaded_model.classifier_scores
     long = {"text": "the " * 200, "tokens": None}
     write_jsonl(path, [answer.model_copy(update=long) for answer in list(read_jsonl(path, Sample))])
 
@@ -394,7 +399,7 @@ def test_answers_too_long_for_the_model_are_measured_cut_as_they_were_trained_on
         measured.extend(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
         return score(out, prompts, answers, *more)
 
-    monkeypatch.setattr(writing, "classifier_scores", noted)
+    monkeypatch.setattr(reloaded_model, "classifier_scores", noted)
     assert export_reward(session, "bfloat16", tmp_path / "out")["max_score_difference"] < 0.05
     assert set(measured) == {session.config.model.max_length}
 
@@ -599,7 +604,7 @@ def test_a_failure_midway_leaves_nothing(tiny_folder, tmp_path, monkeypatch, at)
         assert left_behind(tmp_path) != []  # it had begun
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writing, at, fail)
+    monkeypatch.setattr(reloaded_model if at == "difference" else writing, at, fail)
     with pytest.raises(UserError, match="out: cannot be written: No space left on device"):
         export_merged(session, "policy", "bfloat16", tmp_path / "out")
     assert left_behind(tmp_path) == []

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import LORA, load_tiny, make_batch, make_composite, make_tiny_model
+from tiny import FURTHER, LORA, load_tiny, make_batch, make_composite, make_roles, make_tiny_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -72,3 +72,23 @@ def test_a_reward_model_has_the_names_of_its_own_class_in_files(tmp_path, family
         found = model(input_ids=batch.ids, attention_mask=batch.attention.long()).logits[:, 0]
     expected = pool(score_tokens(roles, Role.REWARD, batch), batch.response, "last")
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", FURTHER)
+def test_a_merged_model_of_every_further_architecture(tmp_path, architecture) -> None:
+    """Oracles: the names of the base's own files, and the run's model with its adapter beside the weights."""
+    roles, batch = make_roles(load_tiny(make_tiny_model(tmp_path / "base", architecture))), make_batch()
+    inputs = {"input_ids": batch.ids, "attention_mask": batch.attention.long()}
+    with roles.acting_as(Role.POLICY):
+        expected = roles.peft(**inputs).logits[batch.attention]
+    (tmp_path / "merged").mkdir()
+    plan = writing.plan_merged(roles.base, torch.float32)
+    writing.write_model(roles, Role.POLICY, plan, tmp_path / "merged", lambda: None)
+    base, merged = tensors(tmp_path / "base"), tensors(tmp_path / "merged")
+    assert {name: tensor.shape for name, tensor in merged.items()} == {n: tensor.shape for n, tensor in base.items()}
+    assert any(not torch.equal(merged[name], base[name]) for name in base)
+    with torch.no_grad():
+        own = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()(**inputs).logits[batch.attention]
+        found = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()(**inputs).logits[batch.attention]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert (found - own).abs().max() > 1e-3

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tiny import make_roles
+from tiny_aligned import SETTINGS
 from tiny_ppo import SCALE, make_ppo_config, rollout_of, start
-from tiny_run import make_config, make_session, save_sft, separable, write_ranked
+from tiny_run import make_config, make_session, save_sft, separable, write_prompts, write_ranked
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -16,9 +17,11 @@ from lowrank_rlhf.models import allocator, base
 from lowrank_rlhf.models.batch_limits import is_out_of_memory
 from lowrank_rlhf.models.precision import choose_dtype, sum_dtype
 from lowrank_rlhf.models.roles import Role
+from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.pipeline.preflight import problems
 from lowrank_rlhf.planner import machine
 from lowrank_rlhf.run import memory_usage
+from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.training import ppo_update
 from lowrank_rlhf.training.reward_data import read_groups
 from lowrank_rlhf.training.rewards import reward_training
@@ -108,11 +111,16 @@ def test_several_processes_and_unsloth_are_refused(monkeypatch, tiny_folder) -> 
 
 
 class NoFloat64(TorchDispatchMode):
-    """Raises on every float64 tensor that an operation returns, as an Apple GPU does."""
+    """Raises on every float64 tensor that an operation returns, as an Apple GPU does.
+
+    Tensors without dimensions are numbers for logs, made on the CPU.
+    """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         found = func(*args, **(kwargs or {}))
-        if any(isinstance(leaf, torch.Tensor) and leaf.dtype == torch.float64 for leaf in tree_leaves(found)):
+        if any(
+            isinstance(leaf, torch.Tensor) and leaf.dtype == torch.float64 and leaf.dim() for leaf in tree_leaves(found)
+        ):
             raise TypeError(f"float64 from {func}")
         return found
 
@@ -146,3 +154,24 @@ def test_a_step_of_the_reward_model_computes_nothing_in_float64(tiny_folder, tmp
     with without_float64:
         loss, _ = reward_training._step(roles, optimizer, groups, session.config.reward, RewardScale("last", 0.0, 1.0))
     assert loss > 0
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "rloo", "grpo", "dpo"])
+def test_no_stage_computes_anything_in_float64(tiny_folder, tmp_path, without_float64, algorithm) -> None:
+    """SFT, sampling, scores and evaluation with PPO, and the policies that TRL trains."""
+    changes = {} if algorithm == "ppo" else SETTINGS[algorithm] | {"align__batch_size": 6, "align__steps": 2}
+    prompts = write_prompts(tmp_path / "prompts.jsonl")
+    config = make_config(
+        tiny_folder(),
+        prompts,
+        quantization="none",
+        align__algorithm=algorithm,
+        ppo__steps=2,
+        evaluate__yardstick_prompts=0,  # NumPy's float64, of scores on the CPU
+        **{key: value for key, value in changes.items() if algorithm != "dpo" or key != "align__steps"},
+    )
+    with without_float64:
+        run_dir = pipeline.run(
+            config, tmp_path / "runs", until="evaluate" if algorithm == "ppo" else "ppo", progress=Progress.silent()
+        )
+    assert run_dir.artifact("adapters/policy").is_dir()

@@ -13,6 +13,7 @@ from tiny_run import make_config, write_prompts
 from lowrank_rlhf import cli
 from lowrank_rlhf.config.loading import dump_config, load_config
 from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.data.run_data import RunData
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.pipeline.preflight import problems
@@ -57,18 +58,19 @@ def test_the_first_whose_forecast_is_within_four_fifths_of_what_is_free(monkeypa
     written = {"model.micro_batch_tokens": numbers[0], "model.gradient_checkpointing": numbers[1]}
     need = peak(changed(auto, written), SMOLLM, COUNTS, CPU, auto.stages)
     free(monkeypatch, need / 0.8 + 1)
-    taken, choice = fit.fit_to_memory(auto, RunDir(tmp_path / "new"))
+    taken, choice = fit.fit_to_memory(auto, RunDir(tmp_path / "new"), RunData(auto))
     assert chosen(taken) == numbers
     assert (choice.micro_batch_tokens, choice.gradient_checkpointing) == numbers
     assert choice.needed == need
     free(monkeypatch, need / 0.8 - 1)
-    assert chosen(fit.fit_to_memory(auto, RunDir(tmp_path / "new"))[0]) != numbers
+    assert chosen(fit.fit_to_memory(auto, RunDir(tmp_path / "new"), RunData(auto))[0]) != numbers
 
 
 @pytest.mark.usefixtures("known")
 def test_where_nothing_fits_it_is_what_needs_least(monkeypatch, tmp_path) -> None:
     free(monkeypatch, 1e6)
-    taken, choice = fit.fit_to_memory(quickstart("model.memory=auto"), RunDir(tmp_path / "new"))
+    auto = quickstart("model.memory=auto")
+    taken, choice = fit.fit_to_memory(auto, RunDir(tmp_path / "new"), RunData(auto))
     assert chosen(taken) == (256, False)  # with checkpointing and 64 tokens sampling would need as much
     assert choice.free == 1e6
     assert choice.needed > choice.free
@@ -76,7 +78,7 @@ def test_where_nothing_fits_it_is_what_needs_least(monkeypatch, tmp_path) -> Non
 
 def test_without_auto_nothing_changes(tmp_path) -> None:
     config = quickstart()
-    assert fit.fit_to_memory(config, RunDir(tmp_path)) == (config, None)
+    assert fit.fit_to_memory(config, RunDir(tmp_path), RunData(config)) == (config, None)
 
 
 @pytest.fixture
@@ -102,7 +104,7 @@ def test_a_run_keeps_its_numbers_whatever_is_free_later(monkeypatch, capsys) -> 
     pipeline.run(auto, Path("runs"), until="sft", progress=progress)
     assert chosen(load_config(run_dir.artifact("config.yaml"))) == chosen(kept)
     assert "  done before, skipped" in said
-    assert fit.fit_to_memory(auto, run_dir)[1] == fit.MemoryChoice(*chosen(kept))
+    assert fit.fit_to_memory(auto, run_dir, RunData(auto))[1] == fit.MemoryChoice(*chosen(kept))
 
     monkeypatch.setattr(sys, "argv", ["lowrank-rlhf", "plan", "tiny.yaml", "--json"])
     with pytest.raises(SystemExit):

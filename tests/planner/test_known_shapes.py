@@ -2,9 +2,11 @@
 
 import gzip
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import huggingface_hub
@@ -13,8 +15,9 @@ from quickstart_plan import SMOLLM
 
 from lowrank_rlhf import cli
 from lowrank_rlhf.config.loading import load_config, preset_folder, preset_names
-from lowrank_rlhf.errors import HubUnreachable
-from lowrank_rlhf.planner.assumed_data import assumed_amounts, known_rows
+from lowrank_rlhf.planner import forecast
+from lowrank_rlhf.planner.assumed_data import assumed_amounts, assumed_rows
+from lowrank_rlhf.planner.compute_cost import compute_cost
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.sources import fetch
 from lowrank_rlhf.sources.model_shape import KNOWN, find_shape, known_shapes
@@ -28,22 +31,28 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
         monkeypatch.setattr(sys, "argv", ["lowrank-rlhf", *arguments])
         with pytest.raises(SystemExit) as caught:
             cli.main()
-        return int(caught.value.code or 0), capsys.readouterr().out
+        captured = capsys.readouterr()
+        print(captured.err, file=sys.stderr)
+        return int(caught.value.code or 0), captured.out
 
     return call
 
 
 @pytest.fixture
 def nothing_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A machine without models, data sets or a network."""
+    """A machine without models or data sets, where asking a hub is a failure."""
 
     def no_hub(*_: object, **__: object) -> None:
-        raise ConnectionError("no network")
+        pytest.fail("a hub was contacted")
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LOWRANK_RLHF_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)
-    monkeypatch.setattr(datasets, "load_dataset", no_hub)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache/datasets")
+    for asked in ("hf_hub_download", "dataset_info", "repo_info", "list_repo_files"):
+        monkeypatch.setattr(huggingface_hub.HfApi, asked, no_hub)
+    monkeypatch.setattr("lowrank_rlhf.sources.remote.modelscope._download", no_hub)
+    monkeypatch.setattr("lowrank_rlhf.sources.remote.modelscope._check_package", lambda _: None)
 
 
 @pytest.mark.usefixtures("nothing_here")
@@ -124,19 +133,86 @@ def test_auto_memory_fits_the_named_card(command) -> None:
 
 def test_assumed_amounts_by_hand() -> None:
     config = load_config(Path("hub_preferences"))
-    counts = assumed_amounts(config)
-    assert counts is not None
+    counts = assumed_amounts(config, {config.data.prompts: 8000, config.rank.dataset: 8000})
     assert (counts.training, counts.validation, counts.test) == (8000 - 256, 128, 128)
     assert (counts.demonstrations, counts.answers) == (4000, 16_000)
     assert (counts.longest_prompt, counts.prompt_tokens, counts.answer_tokens) == (256, 128, 0.6 * 256)
     assert counts.longest_demonstration == 512
     chinese = load_config(Path("chinese"))
-    assert assumed_amounts(chinese).answers == (chinese.sample.prompts or 4000 - chinese.data.held_out) * 4
-    assert known_rows("hub:trl-lib/tldr:train") == 116_722
-    assert known_rows("hub:somebody/data:train[:70]") == 70
-    assert known_rows("hub:somebody/data:train[10%:]") is known_rows("hub:somebody/data") is None
+    answers = assumed_amounts(chinese, {chinese.data.prompts: 4000}).answers
+    assert answers == (chinese.sample.prompts or 4000 - chinese.data.held_out) * 4
+
+
+@pytest.mark.parametrize(
+    ("source", "rows", "basis"),
+    [
+        ("hub:trl-lib/tldr:train", 116_722, "published"),
+        ("hub:somebody/data:train[:70]", 70, "asked for"),
+        ("hub:somebody/data:train[10%:]", 1000, "assumed"),
+        ("hub:somebody/data", 1000, "assumed"),
+        ("modelscope:somebody/data/train.jsonl", 1000, "assumed"),
+    ],
+)
+def test_rows_that_are_assumed(source, rows, basis) -> None:
+    assert (assumed_rows(source).rows, assumed_rows(source).basis) == (rows, basis)
+
+
+def put_in_cache(cache: Path, source: str, rows: list[dict[str, str]]) -> None:
+    """Writes a data set as the library `datasets` keeps one that it has downloaded."""
+    cache.mkdir()
+    (cache / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    made = datasets.load_dataset("json", data_files=str(cache / "rows.jsonl"), cache_dir=str(cache / "made"))
+    (file,) = (Path(entry["filename"]) for entry in made["train"].cache_files)
+    owner, name = source.split("/")
+    kept = cache / f"datasets/{owner}___{name}/default/0.0.0/0123"
+    kept.mkdir(parents=True)
+    shutil.copy(file, kept / f"{name}-train.arrow")
+    info = json.loads((file.parent / "dataset_info.json").read_text())
+    (kept / "dataset_info.json").write_text(json.dumps(info | {"dataset_name": name, "config_name": "default"}))
 
 
 @pytest.mark.usefixtures("nothing_here")
-def test_rows_that_nobody_published_are_not_assumed(command) -> None:
-    assert command("plan", "chinese", "data.prompts=hub:somebody/data:train")[0] == HubUnreachable.exit_code == 2
+class TestDataOfAHub:
+    def plan(self, command, *words: str) -> dict[str, dict]:
+        """The notes of the plan by id, without asking a hub."""
+        code, out = command("plan", "chinese", "--json", *words)
+        assert code == 0
+        return {note["id"]: note for note in json.loads(out)["notes"]}
+
+    def test_rows_that_nobody_published_are_assumed_by_name(self, command) -> None:
+        for source in ("hub:somebody/data:train", "modelscope:somebody/data/train.jsonl"):
+            note = self.plan(command, f"data.prompts={source}")["data_assumed"]
+            assert note["data"] == {"sources": [source], "rows": {source: 1000}}
+            assert f"1,000 rows of {source} (assumed)" in note["text"]
+
+    def test_what_is_downloaded_is_counted_and_checked(self, command, tmp_path, monkeypatch, capsys) -> None:
+        rows = [{"prompt": f"第 {n} 个问题？", "response": "好。"} for n in range(600)]
+        put_in_cache(tmp_path / "cache", "somebody/data", rows)
+        words = ("data.prompts=hub:somebody/data:train", "data.held_out=100", "data.format=null")
+        seen = []
+
+        def cost(*arguments: Any) -> float:
+            seen.append(arguments[2].training)
+            return compute_cost(*arguments)
+
+        monkeypatch.setattr(forecast, "compute_cost", cost)
+        assert "data_assumed" not in self.plan(command, *words)
+        assert set(seen) == {500}
+        assert "hub" not in capsys.readouterr().err
+        code, _ = command("plan", "chinese", *words, "data.columns={prompt: no-such-column}")
+        assert code == 2
+
+    def test_one_that_is_here_and_one_that_is_not(self, command) -> None:
+        Path("mine.jsonl").write_text(
+            "".join(json.dumps({"prompt": f"q {n}", "response": "a"}) + "\n" for n in range(300))
+        )
+        words = ("data.prompts=mine.jsonl", "data.format=null", "data.held_out=100", "rank.source=dataset")
+        note = self.plan(command, *words, "rank.dataset=hub:somebody/pairs:train[:50]")["data_assumed"]
+        assert note["data"]["rows"] == {"hub:somebody/pairs:train[:50]": 50}
+        Path("mine.jsonl").write_text('{"prompt": ""}\n')
+        assert command("plan", "chinese", *words, "rank.dataset=hub:somebody/pairs:train[:50]")[0] == 2
+
+    def test_validate_asks_no_hub_either(self, command) -> None:
+        for source in ("hub:somebody/data:train", "modelscope:somebody/data/train.jsonl"):
+            code, out = command("validate", "chinese", f"data.prompts={source}", "--json")
+            assert (code, json.loads(out)["not_read"]) == (0, [source])

@@ -259,7 +259,8 @@ class TestCommand:
         assert [(note["id"], note["data"]) for note in plan["notes"]] == [("stale_stages", {"stages": ["sft"]})]
 
     @pytest.mark.parametrize(
-        ("algorithm", "alone"), [("ppo", ["rank", "evaluate"]), ("rloo", ["rank", "ppo", "evaluate"])]
+        ("algorithm", "alone"),
+        [("ppo", ["rank", "evaluate"]), *((name, ["rank", "ppo", "evaluate"]) for name in ("rloo", "grpo", "dpo"))],
     )
     def test_under_a_launcher_it_names_the_stages_that_one_process_works_on(
         self, command, monkeypatch, algorithm, alone
@@ -466,16 +467,18 @@ class TestPace:
         assert pace.find_pace(elsewhere, Path("runs")).stages == {}
 
     @pytest.mark.usefixtures("here")
-    def test_other_runs_data_is_not_fetched_from_the_hub_for_their_pace(self, monkeypatch) -> None:
+    def test_data_is_not_fetched_from_the_hub_for_the_pace(self, monkeypatch) -> None:
         config = load_config(Path("tiny.yaml"))
         with Progress.silent() as progress:
             run_dir = pipeline.run(config, Path("runs"), until="sft", progress=progress)
         on_hub = config.data.model_copy(update={"prompts": "hub:a/b"})
         (run_dir.path / "config.yaml").write_text(dump_config(config.model_copy(update={"data": on_hub})))
-        read: list[str] = []
+        read, here = [], []
         monkeypatch.setattr("lowrank_rlhf.data.readers.sources.hub_rows", lambda source: read.append(source) or [])
+        monkeypatch.setattr("lowrank_rlhf.data.run_data.is_here", lambda _: bool(here))
         assert pace.find_pace(RunDir(Path("runs/other")), Path("runs")).stages == {}
         assert read == []
+        here.append(True)
         pace.find_pace(run_dir, Path("runs"))
         assert read == ["hub:a/b"]
 

@@ -21,7 +21,7 @@ from lowrank_rlhf.run.launcher import interface_towards
 
 MAIN = "10.77.0.1"
 PORT = "29511"
-LIMIT = 120
+LIMIT = 240
 """Seconds after which a launch hangs."""
 
 
@@ -95,7 +95,24 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
     made.close()
 
 
-def test_the_second_machine_needs_code_and_config_only(machines, tiny_folder) -> None:
+LAUNCHERS = {
+    "torchrun": [
+        "torch.distributed.run",
+        "--nnodes=2",
+        f"--master_addr={MAIN}",
+        f"--master_port={PORT}",
+        "--node_rank",
+    ],
+    "accelerate": [
+        *("accelerate.commands.launch", "--multi_gpu", "--num_machines", "2", "--num_processes", "2"),
+        *("--main_process_ip", MAIN, "--main_process_port", PORT, "--mixed_precision", "no", "--dynamo_backend", "no"),
+        "--machine_rank",
+    ],
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_the_second_machine_needs_code_and_config_only(machines, tiny_folder, launcher) -> None:
     """The second stage reads what the main process made in the first one."""
     stages = ("sft", "sample")
     config = make_config(
@@ -104,15 +121,25 @@ def test_the_second_machine_needs_code_and_config_only(machines, tiny_folder) ->
     write_prompts(machines.folders[0] / "prompts.jsonl")
     for folder in machines.folders:
         (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-    launcher = ["-m", "torch.distributed.run", "--nnodes=2", f"--master_addr={MAIN}", f"--master_port={PORT}"]
-    run = ["-m", "lowrank_rlhf", "run", "config.yaml"]
-    results = ended([machines.start(side, *launcher, f"--node_rank={side}", *run) for side in (0, 1)])
+    start, run = ["-m", *LAUNCHERS[launcher]], ["-m", "lowrank_rlhf", "run", "config.yaml"]
+    results = ended([machines.start(side, *start, str(side), *run) for side in (0, 1)])
     assert [code for code, _ in results] == [0, 0], results
     assert "2 processes share the work of this run" in results[0][1]
     done = machines.folders[0] / "runs" / config.name / "done"
     assert [json.loads((done / f"{stage}.json").read_text())["processes"] for stage in stages] == [2, 2]
     assert {path.name for path in machines.folders[1].iterdir()} == {"config.yaml", "home", "tmp"}
     assert not list((machines.folders[1] / "tmp").glob("lowrank_rlhf-*"))
+
+
+def test_accelerate_without_gpus_starts_copies_which_refuse(machines, tiny_folder) -> None:
+    config = make_config(tiny_folder(), Path("prompts.jsonl"))
+    (machines.folders[0] / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    write_prompts(machines.folders[0] / "prompts.jsonl")
+    start = ["-m", *(word for word in LAUNCHERS["accelerate"] if word != "--multi_gpu"), "0", "--cpu"]
+    ((code, output),) = ended([machines.start(0, *start, "-m", "lowrank_rlhf", "run", "config.yaml")])
+    assert code != 0
+    assert "accelerate launch was asked for several processes or machines" in " ".join(output.split())
+    assert not (machines.folders[0] / "runs").exists()
 
 
 def test_a_machine_with_another_config_is_refused(tiny_folder) -> None:

@@ -16,7 +16,11 @@ from collections.abc import Mapping, Sequence
 from multiprocessing import get_context
 from pathlib import Path
 
+import pytest
 from garbage import collect_nothing
+
+if sys.platform == "win32":
+    pytest.skip("needs fork, which Windows lacks", allow_module_level=True)
 
 _FORKS = get_context("forkserver")
 _FORKS.set_forkserver_preload(

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from lowrank_rlhf.data.readers.hub import SCHEME, hub_rows, parse_source
+from lowrank_rlhf.data.readers.hub import SCHEME, hub_rows, is_downloaded, parse_source
 from lowrank_rlhf.data.readers.json_lines import json_rows
 from lowrank_rlhf.data.readers.rows import MOST_UNPACKED, BadRow, Row
 from lowrank_rlhf.data.readers.tables import csv_rows, parquet_rows
@@ -68,6 +68,13 @@ def _by_content(content: bytes) -> Reader | None:
 def local_file(source: str) -> Path:
     """Return the path of a source, which need not exist: a file of ModelScope is in the cache."""
     return data_source(source).cached if source.startswith(MODELSCOPE) else Path(source)
+
+
+def is_here(source: str) -> bool:
+    """Return False for a data set of the hub or of ModelScope that is not downloaded; none is contacted."""
+    if source.startswith(MODELSCOPE):
+        return data_source(source).cached.is_file()
+    return not source.startswith(SCHEME) or is_downloaded(source)
 
 
 def resolve(source: str | Path) -> Path | None:

@@ -2,15 +2,17 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 from lowrank_rlhf.config.messages import suggestion
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.evaluation.benchmarks.kept_values import KeptValues, digest_of
-from lowrank_rlhf.maths.statistics import NORMAL_QUANTILE
+from lowrank_rlhf.maths.statistics import NORMAL_QUANTILE, Interval, wilson_interval
 from lowrank_rlhf.models.adapters import fill_role
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.run.files import sha256
@@ -18,6 +20,14 @@ from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.run.results.benchmarks import HarnessFigure, HarnessValue
 
 INSTALL = "--benchmark requires lm-evaluation-harness. Install it: pip install -r requirements-lm-eval.txt"
+
+
+class _Metric(NamedTuple):
+    """Metric of a task or group; all models have the same ones."""
+
+    task: str
+    name: str
+    rows: int
 
 
 def measure_benchmarks(
@@ -42,36 +52,45 @@ def measure_benchmarks(
         raise UserError(f"{INSTALL} ({error})") from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = TaskManager()
-    counts = {task: _count(manager, task) for task in wanted}
-    found: dict[tuple[str, str], HarnessFigure] = {}
-    for name, folder in models.items():
+    names = {task: _registered(manager, task) for task in wanted}
+    counts = {task: _count(manager, name) for task, name in names.items()}
+    found: dict[_Metric, dict[str, HarnessValue]] = defaultdict(dict)
+    for model, folder in models.items():
         fill_role(roles, Role.POLICY, folder)
         key = digest_of(folder and sha256(folder), config.model.model_dump(mode="json"))
         for task, rows in wanted.items():
             result = simple_evaluate(
-                HarnessModel(roles, f"{name} {Path(task).stem}", key, kept, progress),
-                tasks=[task],
+                HarnessModel(roles, f"{model} {Path(task).stem}", key, kept, progress),
+                tasks=[names[task]],
                 limit=rows and math.ceil(rows / counts[task]),
                 apply_chat_template=True,
                 task_manager=manager,
-                log_samples=False,
                 bootstrap_iters=1000,
             )
-            for figure in _figures(result, name, config.model.max_length):
-                known = found.get((figure.task, figure.metric), figure)
-                found[figure.task, figure.metric] = known.model_copy(update={"values": known.values | figure.values})
-    return list(found.values())
+            for metric, value in _values(result):
+                found[metric][model] = value
+    longest = config.model.max_length
+    return [
+        HarnessFigure(task=metric.task, metric=metric.name, rows=metric.rows, max_length=longest, values=values)
+        for metric, values in found.items()
+    ]
+
+
+def _registered(manager: Any, task: str) -> str:
+    """Return the harness's name: `ceval` is its group `ceval-valid`, the only one so named. Raises `UserError`."""
+    if task in manager.all_tasks or Path(task).is_file():
+        return task
+    groups = [group for group in manager.all_groups if group.startswith((f"{task}-", f"{task}_"))]
+    if len(groups) == 1:
+        return groups[0]
+    near = suggestion(task, manager.all_tasks)
+    raise UserError(f"--benchmark {task}: not a task of lm-evaluation-harness, nor a task's YAML file.{near}")
 
 
 def _count(manager: Any, task: str) -> int:
-    """Return the number of tasks in a task, group or tag. Raises `UserError` if it is unknown or has no data here."""
+    """Return the number of tasks in a task, group or tag. Raises `UserError` if it cannot be loaded here."""
     try:
         return len(manager.load([task])["tasks"])
-    except KeyError:
-        near = suggestion(task, manager.all_tasks)
-        raise UserError(
-            f"--benchmark {task}: not a task of lm-evaluation-harness, nor a task's YAML file.{near}"
-        ) from None
     except ImportError as error:
         raise UserError(f"--benchmark {task}: {error}. {INSTALL}") from None
     except Exception as error:  # whatever the hub's client raises
@@ -79,26 +98,35 @@ def _count(manager: Any, task: str) -> int:
         raise UserError(f"--benchmark {task}: its data cannot be loaded ({first})") from None
 
 
-def _figures(result: Mapping[str, Any], model: str, longest: int) -> list[HarnessFigure]:
-    """Return every metric of the groups, and of the tasks that are in no group."""
-    inside = {task for tasks in result.get("group_subtasks", {}).values() for task in tasks}
-    found = []
+def _values(result: Mapping[str, Any]) -> Iterator[tuple[_Metric, HarnessValue]]:
+    """Yield every metric of the groups, and of the tasks that are in no group."""
+    groups = result.get("group_subtasks", {})
+    inside = {task for tasks in groups.values() for task in tasks}
     for task, metrics in result["results"].items():
         if task in inside:
             continue
-        tasks = _leaves(task, result.get("group_subtasks", {}))
-        rows = sum(result["n-samples"][each]["effective"] for each in tasks if each in result["n-samples"])
-        for name, value in metrics.items():
-            metric, _, filtered = name.partition(",")
-            if not filtered or metric.endswith("_stderr") or not isinstance(value, int | float):
+        samples = [sample for leaf in _leaves(task, groups) for sample in result["samples"].get(leaf, ())]
+        for key, value in metrics.items():
+            name, _, filtered = key.partition(",")
+            if not filtered or name.endswith("_stderr") or not isinstance(value, int | float):
                 continue
-            error = metrics.get(f"{metric}_stderr,{filtered}")
-            known = isinstance(error, int | float) and math.isfinite(error)
-            interval = (value - NORMAL_QUANTILE * error, value + NORMAL_QUANTILE * error) if known else None
-            label = metric if filtered == "none" else f"{metric} ({filtered})"
-            values = {model: HarnessValue(value=value, interval=interval)}
-            found.append(HarnessFigure(task=task, metric=label, rows=rows, max_length=longest, values=values))
-    return found
+            of_rows = [sample[name] for sample in samples if sample["filter"] == filtered and name in sample]
+            interval = metric_interval(value, of_rows, metrics.get(f"{name}_stderr,{filtered}"))
+            label = name if filtered == "none" else f"{name} ({filtered})"
+            yield _Metric(task, label, len(of_rows)), HarnessValue(value=value, interval=interval)
+
+
+def metric_interval(value: float, of_rows: Sequence[Any], error: Any) -> Interval | None:
+    """Return Wilson's interval of a share of rows, otherwise the normal one of the harness's standard error.
+
+    None where there is no standard error, or where it is 0: rows that are all alike show no certainty.
+    """
+    ones = bool(of_rows) and all(isinstance(each, int | float) and each in (0, 1) for each in of_rows)
+    if ones and math.isclose(value, fmean(of_rows), abs_tol=1e-9):  # a group may weigh its tasks equally
+        return wilson_interval(value, len(of_rows))
+    if not isinstance(error, int | float) or not math.isfinite(error) or error == 0:
+        return None
+    return Interval(value - NORMAL_QUANTILE * error, value + NORMAL_QUANTILE * error)
 
 
 def _leaves(task: str, groups: Mapping[str, list[str]]) -> list[str]:

@@ -49,7 +49,7 @@ class RewardBenchResult(Result):
 
 
 class HarnessValue(Result):
-    """Metric of one model; no interval where the harness gives no standard error."""
+    """Metric of one model; no interval where the metric is no share of rows and has no standard error."""
 
     value: float
     interval: Interval | None = None
