@@ -23,6 +23,7 @@ from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.data.requirements import check_local_data
 from lowrank_rlhf.errors import Stopped, UserError
 from lowrank_rlhf.pipeline import multi_process, pipeline, redo_stages
+from lowrank_rlhf.pipeline.preflight import require_processes
 from lowrank_rlhf.run import distributed, launcher
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress, StopRequest
@@ -75,6 +76,7 @@ def run(
         back = redo_stages.undo(run_dir)
         echo(f"Restored: {', '.join(back)}" if back else f"{run_dir.path}: no earlier results to restore")
         return
+    require_processes(loaded)
     launched = launcher.is_launched()
     try:
         with distributed.join() as group, Progress() as progress:
