@@ -84,8 +84,7 @@ def run(
                 multi_process.follow(loaded, group)
                 return
             if launched:
-                several = f"{group.processes} processes share the work of this run"
-                progress.say(several if group.processes > 1 else "one process does the work of this run")
+                progress.say(_shared_by(group.processes))
             run_dir = pipeline.run(loaded, runs, until=until, redo=redo or [], progress=progress, group=group)
             multi_process.dismiss(group)
     except KeyboardInterrupt:
@@ -97,6 +96,12 @@ def run(
         report = f"The report so far, to open in a browser:\n  {latest.artifact('report.html')}"
     for text in filter(None, (message, report, f"Run folder: {run_dir.path}")):
         echo(text)
+
+
+def _shared_by(processes: int) -> str:
+    if processes == 1:
+        return "one process does the work of this run"
+    return f"{processes} processes share the work of this run"
 
 
 def validate(

@@ -51,39 +51,30 @@ def check_processes(stage: Stage, group: ProcessGroup, started: Started) -> None
 
 def run_stage(stage: Stage, session: Session) -> StageResult:
     """Run the stage in the main process; the others work on their part of a shared stage, or wait."""
-    group = session.group
+    group, run = session.group, session.run_dir.run
+
+    def announce(number: int) -> None:
+        group.sum(number)
+        if not session.data_is_shared:
+            group.broadcast(session.config.model_dump_json().encode())
+            group.broadcast(session.data.contents)
+            session.data_is_shared = True
+
     if session.config.model.shard and "model" in stage.settings and not session.has_roles:
-        _load_together(session)
+        announce(_LOAD)
+        _share_files(run, group, [name for name in _RECORDS if (run / name).exists()])
+        session.load_roles()  # with the others: it gathers layers
     if sharing(stage, group) == 1:
         with group.single_process():
             return stage.run(session)
     session.load_roles()  # in the main process first: it records machine-dependent choices for the others
-    names = [each.name for each in of_rounds(session.config.rounds)]
-    group.sum(names.index(stage.name) + 1)
-    _share_data(session)
+    announce([each.name for each in of_rounds(session.config.rounds)].index(stage.name) + 1)
     if stage.kind == SFT and session.config.sft.adapter:
         _share_files(Path(session.config.sft.adapter), group, ADAPTER_FILES)
-    run = session.run_dir.run
     _share_files(run, group, _read_files(stage, run))
     result = stage.run(session)
     _check_outputs(stage, session.run_dir, group)
     return result
-
-
-def _load_together(session: Session) -> None:
-    """Load a base that all processes hold together: loading it gathers its layers."""
-    session.group.sum(_LOAD)
-    _share_data(session)
-    run = session.run_dir.run
-    _share_files(run, session.group, [name for name in _RECORDS if (run / name).exists()])
-    session.load_roles()
-
-
-def _share_data(session: Session) -> None:
-    if not session.data_is_shared:
-        session.group.broadcast(session.config.model_dump_json().encode())
-        session.group.broadcast(session.data.contents)
-        session.data_is_shared = True
 
 
 def follow(config: Config, group: ProcessGroup) -> None:
