@@ -64,6 +64,11 @@ class Session:
         """Choose the library that runs the model, after the model is fetched and before transformers is imported."""
         self.backend = take_backend(self.config, self.run_dir.run, self.progress)
 
+    @property
+    def has_roles(self) -> bool:
+        """True once the base is loaded."""
+        return self._roles is not None
+
     def load_roles(self) -> "Roles":
         """Load the base with its adapters on the first call; return the same object afterwards."""
         if self._roles is None:

@@ -15,6 +15,7 @@ from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.data.run_data import RunData
 from lowrank_rlhf.errors import ExitCode
 from lowrank_rlhf.pipeline import pipeline
+from lowrank_rlhf.pipeline.preflight import require_processes
 from lowrank_rlhf.planner.fit import fit_to_memory
 from lowrank_rlhf.planner.forecast import File, Forecast, StageForecast, forecast_run
 from lowrank_rlhf.planner.machine import card
@@ -66,6 +67,7 @@ def plan(
 
 def _make_plan(named: str, overrides: Sequence[str] | None, runs: Path, gpu: float | None) -> PlannedRun:
     loaded = checked_config(named, overrides, runs)
+    require_processes(loaded)
     run_dir, other = RunDir(runs / loaded.name), card(gpu, loaded.model) if gpu else None
     loaded, choice = fit_to_memory(loaded, run_dir, RunData(loaded, downloads=False), other)
     statuses = pipeline.plan(loaded, run_dir)

@@ -23,6 +23,7 @@ from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.data.requirements import check_local_data
 from lowrank_rlhf.errors import Stopped, UserError
 from lowrank_rlhf.pipeline import multi_process, pipeline, redo_stages
+from lowrank_rlhf.pipeline.preflight import require_processes
 from lowrank_rlhf.run import distributed, launcher
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress, StopRequest
@@ -75,6 +76,7 @@ def run(
         back = redo_stages.undo(run_dir)
         echo(f"Restored: {', '.join(back)}" if back else f"{run_dir.path}: no earlier results to restore")
         return
+    require_processes(loaded)
     launched = launcher.is_launched()
     try:
         with distributed.join() as group, Progress() as progress:
@@ -82,8 +84,7 @@ def run(
                 multi_process.follow(loaded, group)
                 return
             if launched:
-                several = f"{group.processes} processes share the work of this run"
-                progress.say(several if group.processes > 1 else "one process does the work of this run")
+                progress.say(_shared_by(group.processes))
             run_dir = pipeline.run(loaded, runs, until=until, redo=redo or [], progress=progress, group=group)
             multi_process.dismiss(group)
     except KeyboardInterrupt:
@@ -95,6 +96,12 @@ def run(
         report = f"The report so far, to open in a browser:\n  {latest.artifact('report.html')}"
     for text in filter(None, (message, report, f"Run folder: {run_dir.path}")):
         echo(text)
+
+
+def _shared_by(processes: int) -> str:
+    if processes == 1:
+        return "one process does the work of this run"
+    return f"{processes} processes share the work of this run"
 
 
 def validate(

@@ -7,6 +7,10 @@ from pydantic import Field, model_validator
 
 from lowrank_rlhf.config.section import Conflict, Count, Section
 
+_NOT_SHARDED = {
+    "merged_rollouts": "the merged copy is a whole model in each process",
+    "cuda_graphs": "a recorded step cannot wait for other processes",
+}
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -45,6 +49,9 @@ class ModelConfig(Section):
     memory: Literal["as_set", "auto"] = "as_set"
     """`auto` lowers `micro_batch_tokens` and enables `gradient_checkpointing` as far as needed to fit the memory that
     is free when the run starts. The run keeps the values in its config.yaml."""
+    shard: bool = False
+    """Divide the frozen weights among several processes, each of which gathers one layer at a time: for a base that
+    one GPU cannot hold, at the price of sending it in every pass. Turns `merged_rollouts` and `cuda_graphs` off."""
     merged_rollouts: bool = True
     """Sample from a temporary copy of the model with the adapter merged in: faster, but needs memory for the
     copy. unsloth ignores this and samples through the adapter."""
@@ -64,8 +71,22 @@ class ModelConfig(Section):
             return {"quantization": "gguf", **settings}
         return settings
 
+    @model_validator(mode="before")
+    @classmethod
+    def _shard_without_copies(cls, settings: Any) -> Any:
+        """Set what a divided base excludes, unless it is set."""
+        if isinstance(settings, dict) and settings.get("shard") is True:
+            return {**dict.fromkeys(_NOT_SHARDED, False), **settings}
+        return settings
+
     def conflicts(self) -> Iterator[Conflict]:
-        """Yield `quantization: gguf` for another source, and bitsandbytes' quantisations on an Apple GPU."""
+        """Yield `quantization: gguf` for another source, bitsandbytes on an Apple GPU, and what `shard` excludes."""
+        for name, reason in _NOT_SHARDED.items():
+            if self.shard and getattr(self, name):
+                yield Conflict((name, "shard"), f"shard: true requires {name}: false: {reason}")
+        if self.shard and self.backend != "transformers":
+            text = f"shard: true requires backend: transformers, and it is {self.backend}"
+            yield Conflict(("backend", "shard"), text)
         if self.quantization == "gguf" and not self.is_gguf:
             text = "quantization: gguf requires a GGUF file as source; set nf4, int8 or none"
             yield Conflict(("quantization", "source"), text)

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,12 +27,19 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.allocator import keep_few_kernels, keep_freed_memory, release_freed_memory
 from lowrank_rlhf.models.batch_limits import BatchLimits
 from lowrank_rlhf.models.gguf_model import load_blocks
-from lowrank_rlhf.models.layers.gguf_linear import GgufLinear
 from lowrank_rlhf.models.layers.int8 import compute_at_full_precision
 from lowrank_rlhf.models.layers.norms import fuse_norms
 from lowrank_rlhf.models.layers.rotary import fuse_rotary
+from lowrank_rlhf.models.layers.sharded_layers import shard
+from lowrank_rlhf.models.layers.weights import gathered
 from lowrank_rlhf.models.loading.library_check import choose_attention
-from lowrank_rlhf.models.loading.structure import check_decoder, check_quantised, unknown_structure
+from lowrank_rlhf.models.loading.structure import (
+    check_decoder,
+    check_quantised,
+    check_shapes,
+    unknown_structure,
+    wrong_shape,
+)
 from lowrank_rlhf.models.precision import choose_dtype
 from lowrank_rlhf.models.unsloth import load_model
 from lowrank_rlhf.run.distributed import ProcessGroup
@@ -56,7 +63,7 @@ class Base:
     folder: Path
     """Folder it was loaded from."""
     group: ProcessGroup = field(default_factory=ProcessGroup)
-    """Processes that share the work, each with its copy of the base."""
+    """Processes that share the work, each with its copy of the base, or with its part if `config.shard` is set."""
 
     @property
     def by_unsloth(self) -> bool:
@@ -112,7 +119,8 @@ class Base:
     def checksum(self) -> str:
         """Return the SHA-256 of all weights and quantisation statistics of the base, without adapters."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(_base_tensors(self.model), key=lambda item: item[0]):
+        for name, tensor, layer in sorted(_base_tensors(self.model), key=lambda item: item[0]):
+            gathered(layer)
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
@@ -138,8 +146,12 @@ def load_base(config: ModelConfig, progress: Progress, group: ProcessGroup | Non
     device = _device(config)
     compute_dtype = choose_dtype(config.compute_dtype, device)
     tokenizer = read_tokenizer(folder, config, progress)
-    base = freeze(_model(folder, config, device, compute_dtype), tokenizer, config, compute_dtype, folder, group)
+    sharded = config.shard and group is not None and group.processes > 1
+    model = _model(folder, config, torch.device("cpu") if sharded else device, compute_dtype)
+    base = freeze(model, tokenizer, config, compute_dtype, folder, group)
     check_quantised(base.model, config, progress)
+    if sharded:
+        shard(base.model, base.group, device)
     choose_attention(base, progress)
     if not base.by_unsloth:
         fuse_norms(base.model)
@@ -160,7 +172,7 @@ def _model(folder: Path, config: ModelConfig, device: torch.device, compute_dtyp
     except Exception as error:  # whatever an architecture raises: anything but a sentence would be a traceback
         kind = str((AutoConfig.from_pretrained(folder).architectures or ["the model"])[0])
         raise unknown_structure(kind, config.source, "loading it with transformers", error) from None
-    _check_shapes(model, config)
+    check_shapes(model, config)
     return model
 
 
@@ -182,25 +194,8 @@ def _load(folder: Path, config: ModelConfig, device: torch.device, compute_dtype
             f"({missing[0]} ...); these would be random. Fetch the model again"
         )
     for name, found, expected in sorted(loaded[1]["mismatched_keys"]):
-        raise _wrong_shape(config, name, found, expected)
+        raise wrong_shape(config, name, found, expected)
     return model
-
-
-def _check_shapes(model: PreTrainedModel, config: ModelConfig) -> None:
-    """Compare the shapes of quantised weights with the config: transformers does not check them."""
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.Linear) and not isinstance(layer, GgufLinear):
-            state = getattr(layer.weight, "quant_state", None)
-            found, expected = tuple((state or layer.weight).shape), (layer.out_features, layer.in_features)
-            if found != expected:
-                raise _wrong_shape(config, f"{name}.weight", found, expected)
-
-
-def _wrong_shape(config: ModelConfig, name: str, found: Sequence[int], expected: Sequence[int]) -> UserError:
-    return UserError(
-        f"model.source: {config.source}: {name} has shape {tuple(found)}, expected {tuple(expected)} by config.json. "
-        "Config and weights belong to different models: fetch both again"
-    )
 
 
 def _untie(model: PreTrainedModel) -> None:
@@ -280,16 +275,17 @@ def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
             )
 
 
-def _base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, nn.Module]]:
+    """Yield names and tensors, with the modules that they belong to."""
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             continue
-        plain = name.replace(".base_layer", "")
-        yield plain, parameter
+        plain, layer = name.replace(".base_layer", ""), model.get_submodule(name.rpartition(".")[0])
+        yield plain, parameter, layer
         state = getattr(parameter, "quant_state", None)
         if state is not None:
             for key, tensor in state.as_dict(packed=True).items():
-                yield f"{plain}.{key}", tensor
+                yield f"{plain}.{key}", tensor, layer
 
 
 def _device(config: ModelConfig) -> torch.device:

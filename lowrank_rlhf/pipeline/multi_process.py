@@ -27,6 +27,8 @@ from lowrank_rlhf.stages import Stage, of_rounds
 
 _CHUNK = 2**26
 """Bytes of a file that are sent at once."""
+_LOAD = -1
+"""Sent instead of the number of a stage."""
 _RECORDS = ("env.json", "datasets.json", "room.json", "backend.json", "precision.json")
 """Records of the run that stages read."""
 
@@ -49,20 +51,26 @@ def check_processes(stage: Stage, group: ProcessGroup, started: Started) -> None
 
 def run_stage(stage: Stage, session: Session) -> StageResult:
     """Run the stage in the main process; the others work on their part of a shared stage, or wait."""
-    group = session.group
+    group, run = session.group, session.run_dir.run
+
+    def announce(number: int) -> None:
+        group.sum(number)
+        if not session.data_is_shared:
+            group.broadcast(session.config.model_dump_json().encode())
+            group.broadcast(session.data.contents)
+            session.data_is_shared = True
+
+    if session.config.model.shard and "model" in stage.settings and not session.has_roles:
+        announce(_LOAD)
+        _share_files(run, group, [name for name in _RECORDS if (run / name).exists()])
+        session.load_roles()  # with the others: it gathers layers
     if sharing(stage, group) == 1:
         with group.single_process():
             return stage.run(session)
     session.load_roles()  # in the main process first: it records machine-dependent choices for the others
-    names = [each.name for each in of_rounds(session.config.rounds)]
-    group.sum(names.index(stage.name) + 1)
-    if not session.data_is_shared:
-        group.broadcast(session.config.model_dump_json().encode())
-        group.broadcast(session.data.contents)
-        session.data_is_shared = True
+    announce([each.name for each in of_rounds(session.config.rounds)].index(stage.name) + 1)
     if stage.kind == SFT and session.config.sft.adapter:
         _share_files(Path(session.config.sft.adapter), group, ADAPTER_FILES)
-    run = session.run_dir.run
     _share_files(run, group, _read_files(stage, run))
     result = stage.run(session)
     _check_outputs(stage, session.run_dir, group)
@@ -78,11 +86,15 @@ def follow(config: Config, group: ProcessGroup) -> None:
         session = Session(config, own, Progress.silent(), stop, group)
         every = list(of_rounds(config.rounds))
         while number := group.sum(0):
-            stage = every[number - 1]
             if not session.data_is_shared:
                 _check_settings(given, group.broadcast(b""))
                 session.data = RunData.received(config, group.broadcast(b""))
                 session.data_is_shared = True
+            if number == _LOAD:
+                _share_files(own.path, group)
+                session.load_roles()
+                continue
+            stage = every[number - 1]
             if stage.kind == SFT and config.sft.adapter:
                 _share_files(adapter, group)
             shutil.rmtree(own.path, ignore_errors=True)

@@ -128,6 +128,15 @@ def _sharing_problems(config: Config) -> Iterator[tuple[Key, str]]:
         )
 
 
+def require_processes(config: Config) -> None:
+    """Raise `UserError` for `model.shard` in one process, in which there is nothing to divide."""
+    if config.model.shard and launcher.launched_processes() == 1:
+        raise UserError(
+            "model.shard: one process cannot divide the base. Start several, `torchrun --nproc_per_node 2 -m "
+            "lowrank_rlhf ...` (docs/more_than_one_gpu.md), or set model.shard: false"
+        )
+
+
 def _layer_problems(config: Config) -> list[tuple[Key, str]]:
     with contextlib.suppress(UserError):  # a source that is not there is told by whatever needs the model
         if shape := find_shape(config.model):

@@ -12,7 +12,7 @@ from lowrank_rlhf.config.schema import ModelConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.precision import BFLOAT16_UNITS, cpu_flags, refuse_float16_without_gpu
 from lowrank_rlhf.planner.memory import Device
-from lowrank_rlhf.run.launcher import processes_here
+from lowrank_rlhf.run.launcher import launched_processes, processes_here
 from lowrank_rlhf.run.memory_usage import system_memory_bytes
 
 BFLOAT16_GAIN = 1.5
@@ -48,7 +48,7 @@ def find_machine(config: ModelConfig) -> Machine:
     if number_format == "auto":
         units = config.device != "mps" and cpu_flags() & BFLOAT16_UNITS
         number_format = "bfloat16" if gpu or units else "float32"
-    device = Device(cuda=gpu is not None, width=4 if number_format == "float32" else 2)
+    device = Device(gpu is not None, 4 if number_format == "float32" else 2, launched_processes())
     if gpu:
         return Machine(device, *gpu, CUDA_OPERATIONS, number_format)
     operations = _float32_operations() * (BFLOAT16_GAIN if device.width == 2 else 1)
@@ -65,7 +65,7 @@ def card(gibibytes: float, config: ModelConfig) -> Machine:
         raise UserError(f"--gpu: model.device is {config.device}, so no such GPU is used. Set model.device=auto")
     number_format: str = "bfloat16" if config.compute_dtype == "auto" else config.compute_dtype
     size = round(gibibytes * 2**30)
-    device = Device(cuda=True, width=4 if number_format == "float32" else 2)
+    device = Device(True, 4 if number_format == "float32" else 2, launched_processes())
     return Machine(device, size, size, CUDA_OPERATIONS, number_format)
 
 

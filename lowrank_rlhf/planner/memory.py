@@ -79,10 +79,11 @@ class Need:
 
 @dataclass(frozen=True)
 class Device:
-    """Device of the tensors, and the bytes of a number in the compute format."""
+    """Device of the tensors, the bytes of a number in the compute format, and the processes that share the work."""
 
     cuda: bool
     width: int
+    processes: int = 1
 
 
 def need(stage: str, config: Config, shape: Shape, counts: Amounts, device: Device) -> Need | None:
@@ -98,7 +99,7 @@ def need(stage: str, config: Config, shape: Shape, counts: Amounts, device: Devi
     fixed = [
         _runtime(device),
         *([] if device.cuda else [_tokenizer(shape)]),
-        _base(config, shape, device.width),
+        _base(config, shape, device),
         # The acting role's weights are in the layers' slots, in the compute format (models/layers/lora_linear.py).
         Term("adapters", (4 * roles + device.width) * each, f"{roles} x {each:,} weights, 4 bytes each, and one copy"),
     ]
@@ -180,17 +181,25 @@ def _tokenizer(shape: Shape) -> Term:
     return Term("tokenizer", TOKENIZER_ENTRY * (1 + merges) * shape.vocabulary, "vocabulary and merges")
 
 
-def _base(config: Config, shape: Shape, width: int) -> Term:
-    embeddings = (shape.embeddings + shape.expert_weights) * width
+def _base(config: Config, shape: Shape, device: Device) -> Term:
+    embeddings = (shape.embeddings + shape.expert_weights) * device.width
+    linear, detail = _linear(config, shape, device.width)
+    if config.model.shard:  # each process holds its part, and gathers one layer at a time
+        linear = linear / device.processes + linear / shape.layers
+        detail += f"; 1/{device.processes} of the linear layers, and one decoder layer"
+    return Term("base", linear + embeddings, detail)
+
+
+def _linear(config: Config, shape: Shape, width: int) -> tuple[float, str]:
+    """Return the bytes of all linear layers, and what the base's term consists of."""
     if config.model.quantization == "none":
-        return Term("base", shape.linear_weights * width + embeddings, f"all weights, {width} bytes each")
+        return shape.linear_weights * width, f"all weights, {width} bytes each"
     if config.model.quantization == "gguf":
         layers = shape.block_bytes + (shape.linear_weights - shape.block_weights) * width
-        return Term("base", layers + embeddings, f"linear layers in GGUF blocks, embeddings in {width} bytes")
-    nf4 = NF4_BITS + (0 if config.model.backend == "unsloth" else NF4_SCALE_BITS)
+        return layers, f"linear layers in GGUF blocks, embeddings in {width} bytes"
+    nf4 = (0 if config.model.backend == "unsloth" else NF4_SCALE_BITS) + (4 if config.model.shard else NF4_BITS)
     bits, stored = (8, "one byte") if config.model.quantization == "int8" else (nf4, "4 bits")
-    linear = shape.linear_weights * bits / 8
-    return Term("base", linear + embeddings, f"linear layers in {stored}, embeddings in {width} bytes")
+    return shape.linear_weights * bits / 8, f"linear layers in {stored}, embeddings in {width} bytes"
 
 
 def _mapped(config: Config, shape: Shape, device: Device) -> float:

@@ -9,7 +9,7 @@ takes the same decisions. A group of one process, the default everywhere, does n
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import groupby
@@ -67,6 +67,8 @@ class ProcessGroup:
         """Number of processes, within `single_process` too."""
         self.stop: Stop | None = None
         """Asked at every barrier: a request to one process stops all. Set by `StopRequest` while it is active."""
+        self.on_gather: Callable[[int], None] = lambda _: None
+        """Gathers a layer of the base, with all processes; set by `ShardedLayers`."""
         self._stop_agreed = False
         self._single = False
 
@@ -103,6 +105,7 @@ class ProcessGroup:
         if self.world_size == 1:
             return
         import torch
+        import torch.distributed as dist
 
         with torch.no_grad():
             alike = [list(group) for _, group in groupby(tensors, lambda tensor: (tensor.device, tensor.dtype))]
@@ -110,7 +113,7 @@ class ProcessGroup:
             if barrier:
                 self.barrier()  # after the allocations above: a process that lacks memory for them reports it here
             for whole, parts in zip(flat, alike, strict=True):
-                self._sum(whole, None)
+                self._complete(dist.all_reduce, whole)
                 for part, total in zip(parts, whole.split([part.numel() for part in parts]), strict=True):
                     part.copy_(total.view_as(part))
 
@@ -149,7 +152,7 @@ class ProcessGroup:
         import torch.distributed as dist
 
         tensor = torch.frombuffer(bytearray(data if self.is_main else size), dtype=torch.uint8)
-        self._wait(dist.broadcast(tensor, 0, group=self._control, async_op=True))
+        self._complete(dist.broadcast, tensor, 0, group=self._control)
         return data if self.is_main else tensor.numpy().tobytes()
 
     def leave_error(self, error: BaseException) -> None:
@@ -162,15 +165,22 @@ class ProcessGroup:
         if self._beats:
             self._beats.end()
 
+    def gather(self, layer: int) -> None:
+        """Call `on_gather(layer)` in all processes: those that need the layer, and those that wait at a barrier."""
+        self._meet([0, 0, 0], layer)
+
+    def all_gather(self, whole: "Tensor", part: "Tensor") -> None:
+        """Fill `whole` with the parts of all processes, in all of them; for `on_gather`."""
+        import torch.distributed as dist
+
+        self._complete(getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor, whole, part)
+
     def _synchronize(self, number: int = 0, out_of_memory: bool = False) -> int:
         """Combine barrier, sum, stop requests and lack of memory in one reduction, so that any two of them match."""
         if self.world_size == 1:
             return number
-        import torch
-
-        counts = torch.tensor([int(bool(self.stop and self.stop.requested)), int(out_of_memory), number])
-        self._sum(counts, self._control)
-        stop_requests, lacking, total = counts.tolist()
+        own = [int(bool(self.stop and self.stop.requested)), int(out_of_memory), number]
+        stop_requests, lacking, total = self._meet(own)
         if stop_requests and self.stop:
             self.stop.requested = self._stop_agreed = True
             self.stop.check("everything before this stage is saved")
@@ -178,13 +188,32 @@ class ProcessGroup:
             raise OutOfMemoryElsewhere("in another process")
         return int(total)
 
-    def _sum(self, tensor: "Tensor", group: Any) -> None:
+    def _meet(self, own: list[int], layer: int | None = None) -> list[int]:
+        """Sum up the processes' numbers when all are at a barrier; until then gather the layers that some need.
+
+        The first process's layer comes first: the others meet it where it comes to theirs, and compute side by side.
+        """
+        import torch
         import torch.distributed as dist
 
-        if tensor.is_cuda:  # soon after a barrier on the CPU, whose wait is watched
-            dist.all_reduce(tensor, group=group)
+        needed = [0] * self.processes  # by each process, from 1
+        needed[self._rank] = 0 if layer is None else layer + 1
+        while True:
+            counts = torch.tensor([*own, *needed])
+            self._complete(dist.all_reduce, counts, group=self._control)
+            totals = counts.tolist()
+            chosen = next(filter(None, totals[len(own) :]), 0)
+            if chosen:
+                self.on_gather(chosen - 1)
+            if chosen == needed[self._rank]:
+                return totals[: len(own)]
+
+    def _complete(self, operation: Callable[..., Any], *given: Any, group: Any = None) -> None:
+        """Make an operation on tensors with all processes."""
+        if given[0].is_cuda:  # soon after a barrier on the CPU, whose wait is watched
+            operation(*given, group=group)
         else:
-            self._wait(dist.all_reduce(tensor, group=group, async_op=True))
+            self._wait(operation(*given, group=group, async_op=True))
 
     def _wait(self, work: Any) -> None:
         if self._beats:

@@ -307,3 +307,14 @@ def test_a_run_folder_instead_of_its_config_is_named_with_the_file(tmp_path: Pat
         load_config(Path("mine"))
     Path("quickstart").mkdir()
     assert load_config(Path("quickstart")).name == "quickstart"  # the preset
+
+
+@pytest.mark.parametrize(
+    "excluded", ["model.merged_rollouts=true", "model.cuda_graphs=true", "model.backend=unsloth", "model.backend=auto"]
+)
+def test_a_divided_base_excludes_copies_recordings_and_another_library(written, excluded: str) -> None:
+    path = written(HEAD)
+    model = load_config(path, ("model.shard=true",)).model
+    assert (model.shard, model.merged_rollouts, model.cuda_graphs) == (True, False, False)
+    assert load_config(path).model.merged_rollouts
+    assert "shard: true requires" in complaint(path, ("model.shard=true", excluded))

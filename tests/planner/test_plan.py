@@ -116,6 +116,15 @@ class TestMemory:
         assert found.peak == pytest.approx(sum(term.size for term in found.terms()))
         return {term.name: term.size for term in found.terms()}
 
+    def test_a_sharded_base_is_divided_and_one_layer_is_gathered(self) -> None:
+        off = "model.merged_rollouts=false", "model.cuda_graphs=false"
+        config = quickstart("model.shard=true", *off)
+        found = need("sft", config, SMOLLM, COUNTS, Device(True, 2, processes=4))
+        base = next(term for term in found.fixed if term.name == "base")
+        linear = 106_168_320 * 4.5 / 8
+        assert base.size == pytest.approx(linear / 4 + linear / 30 + 2 * 49_152 * 576)
+        assert "1/4 of the linear layers" in base.detail
+
     def test_every_term_of_ppo_by_hand(self) -> None:
         terms = self.terms("ppo")
         assert terms["base"] == pytest.approx(106_168_320 * (4.127 + 32 / 64) / 8 + 2 * 49_152 * 576)

@@ -4,17 +4,16 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from forked import Forked
+from launched import LIMIT, Launched
 from tiny_run import make_config, write_prompts
 
 from lowrank_rlhf import cli
@@ -44,43 +43,6 @@ SETTINGS = {
     "ppo__kl_horizon": 8,
     "rank__judge": "plain-language",
 }
-LIMIT = 120
-"""Seconds after which a launch hangs."""
-
-
-class Launched:
-    """Processes with the environment that a launcher gives them; `said` is what the first said, then the second."""
-
-    def __init__(self, folder: Path, *command: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        (folder / "tmp").mkdir(exist_ok=True)
-        self.logs = [folder / "said-0.txt", folder / "said-1.txt"]  # two writers of one file may cut each other's lines
-        self.all = []
-        for rank, log in enumerate(self.logs):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "TMPDIR": str(folder / "tmp")}
-            self.all.append(Forked(command, log, {**os.environ, **place, **own}))
-
-    @property
-    def said(self) -> str:
-        return "".join(log.read_text(encoding="utf-8") for log in self.logs)
-
-    def wait(self) -> list[int]:
-        """Their exit codes."""
-        try:
-            return [process.wait(LIMIT) for process in self.all]
-        finally:
-            for process in self.all:
-                process.kill()
-
-    def wait_for(self, found: Callable[[], bool]) -> None:
-        since = time.monotonic()
-        while not found():
-            assert all(process.poll() is None for process in self.all), self.said
-            assert time.monotonic() - since < LIMIT
-            time.sleep(0.01)
 
 
 def rows(run: Path, stage: str) -> list[dict[str, Any]]:

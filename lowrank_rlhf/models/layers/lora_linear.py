@@ -101,8 +101,9 @@ class SlotLinear:
         self.layer, self._slots = layer, slots
         base: Any = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
         self.base: Any = base
-        if isinstance(getattr(base.forward, "__self__", None), SlotLinear):
-            del base.forward  # of the time before PEFT wrapped it
+        earlier = getattr(base.forward, "__self__", None)
+        if isinstance(earlier, SlotLinear):  # of the time before PEFT wrapped it
+            base.forward = earlier.plain
         self.plain: Callable[[Tensor], Tensor] = base.forward
         self.joint: JointLinear
         self.index: int

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from lowrank_rlhf.models.layers.weights import is_sharded
 from lowrank_rlhf.run.memory_usage import free_memory_bytes
 
 MOST_BYTES = 2 * 2**30
@@ -22,8 +23,10 @@ def fits_in_float32(model: nn.Module, device: torch.device) -> bool:
     """Return True if the weights in 16 bits are few, and the device has twice the size of the copies at one time free.
 
     That is one decoder layer and what `in_float32` converts for the whole block; on a GPU, whose decoding steps are
-    recorded, the whole model.
+    recorded, the whole model. Never for a sharded model, whose weights have no place of their own.
     """
+    if is_sharded(model):
+        return False
     rest = dict.fromkeys(_in_16_bits(model))
     size = at_once = _size(rest)
     if device.type != "cuda":

@@ -1,6 +1,7 @@
 """Parts of a model that other modules rely on, and the refusal of a model without them."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import bitsandbytes as bnb
@@ -127,6 +128,24 @@ def unquantised(model: PreTrainedModel) -> tuple[int, int]:
         else:
             left += sum(weight.numel() for weight in module.parameters(recurse=False) if weight.dim() > 1)
     return left, left + packed
+
+
+def check_shapes(model: PreTrainedModel, config: ModelConfig) -> None:
+    """Compare the shapes of quantised weights with the config: transformers does not check them."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear) and not isinstance(layer, GgufLinear):
+            state = getattr(layer.weight, "quant_state", None)
+            found, expected = tuple((state or layer.weight).shape), (layer.out_features, layer.in_features)
+            if found != expected:
+                raise wrong_shape(config, f"{name}.weight", found, expected)
+
+
+def wrong_shape(config: ModelConfig, name: str, found: Sequence[int], expected: Sequence[int]) -> UserError:
+    """Return the refusal of a weight whose shape is not that of the config."""
+    return UserError(
+        f"model.source: {config.source}: {name} has shape {tuple(found)}, expected {tuple(expected)} by config.json. "
+        "Config and weights belong to different models: fetch both again"
+    )
 
 
 def _leaf(name: str) -> str:
