@@ -49,13 +49,19 @@ def main() -> None:
 
 
 def read_pairs() -> Iterator[tuple[str, Pair]]:
-    """Yield each pair with the name of its group."""
+    """Yield each pair with the name of its group; votes from after decision 0033 chose nothing of the annotator."""
     for reading in json.loads((_FILES / "blind-reading.json").read_text(encoding="utf-8")):
         language = "Chinese" if "chinese" in reading["run"] else "English"
-        yield from ((f"policy and SFT model, {language}", pair_of(row)) for row in reading["pairs"])
-    for reading in json.loads((_FILES / "rankings-reading.json").read_text(encoding="utf-8")):
-        name = "policy and SFT model, English" if reading["against"] == "SFT model" else "two policies, English"
+        name = f"policy and SFT model, {language}{_after(reading['run'])}"
         yield from ((name, pair_of(row)) for row in reading["pairs"])
+    for reading in json.loads((_FILES / "rankings-reading.json").read_text(encoding="utf-8")):
+        compared = "policy and SFT model" if reading["against"] == "SFT model" else "two policies"
+        name = f"{compared}, English{_after(reading['replies_of'])}"
+        yield from ((name, pair_of(row)) for row in reading["pairs"])
+
+
+def _after(run: str) -> str:
+    return ", after decision 0033" if "decision 0033" in run else ""
 
 
 def pair_of(row: dict) -> Pair:

@@ -96,7 +96,7 @@ class SimulatedAnnotator:
     language: Language = ENGLISH
 
     def __call__(self, prompt: Prompt, samples: Sequence[Sample]) -> list[float]:
-        """Return one score for each answer, about 0 to 5."""
+        """Return one score for each answer, about 0 to 7."""
         asked = prompt.messages[-1].content.strip()
         vectors = self.embed([sample.text for sample in samples])  # (K, d)
         direction, offset = self._taste
