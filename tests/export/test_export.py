@@ -97,9 +97,10 @@ def test_merged_equals_pefts_own_merge(tiny_base, tmp_path, architecture, quanti
         found = write(roles, tmp_path / role.value, role=role)
         assert type(found) is type(expected)
         torch.testing.assert_close(logits(found), logits(expected), rtol=1e-4, atol=1e-4)
-        expected.save_pretrained(tmp_path / f"theirs-{role.value}")
-        files = [set(load_file(tmp_path / name / "model.safetensors")) for name in (role.value, f"theirs-{role.value}")]
-        assert files[0] == files[1]
+        if quantization != "gguf":  # transformers does not save what it loaded from GGUF
+            expected.save_pretrained(tmp_path / f"theirs-{role.value}")
+            both = [tmp_path / name / "model.safetensors" for name in (role.value, f"theirs-{role.value}")]
+            assert set(load_file(both[0])) == set(load_file(both[1]))
         theirs = dict(expected.named_parameters())
         assert {name for name, _ in found.named_parameters()} == set(theirs)
         for name, weight in found.named_parameters():
