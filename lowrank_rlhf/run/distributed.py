@@ -238,15 +238,14 @@ def join() -> Iterator[ProcessGroup]:
         import torch.distributed as dist
 
         group = _connect(given)
-        hidden = {name: os.environ.pop(name) for name in launcher.NAMES if name in os.environ}
         try:
-            yield group
+            with launcher.hide():
+                yield group
         except BaseException as error:
             if not isinstance(error, ProcessLost):
                 group.leave_error(error)
             raise
         finally:
-            os.environ.update(hidden)
             group.end()
             dist.destroy_process_group()
 

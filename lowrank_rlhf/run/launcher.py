@@ -1,4 +1,4 @@
-"""Environment that `accelerate launch`, `torchrun` or MPI gives to each process, read outside `distributed.join`."""
+"""Environment that `accelerate launch`, `torchrun` or MPI gives to each process."""
 
 import os
 import socket
@@ -17,10 +17,22 @@ _ACCELERATE = "ACCELERATE_MIXED_PRECISION"
 """Set by `accelerate launch`, also where it starts a single process."""
 _WAY_OUT = "Start them with `torchrun --nproc_per_node N -m lowrank_rlhf run ...` (docs/more_than_one_gpu.md)"
 _ANY_PORT = 9
+_hidden: dict[str, str] = {}
+
+
+@contextmanager
+def hide() -> Iterator[None]:
+    """Hide the process's rank and number from libraries for the duration of the block, but not from this module."""
+    _hidden.update({name: os.environ.pop(name) for name in NAMES if name in os.environ})
+    try:
+        yield
+    finally:
+        os.environ.update(_hidden)
+        _hidden.clear()
 
 
 def launched_processes() -> int:
-    """Return the number of processes that the launcher started, from the environment (outside `join`).
+    """Return the number of processes that the launcher started.
 
     Raises `UserError` as `environment` does.
     """
@@ -28,16 +40,16 @@ def launched_processes() -> int:
 
 
 def processes_here() -> int:
-    """Return the number of processes that the launcher started on this machine (outside `join`).
+    """Return the number of processes that the launcher started on this machine.
 
     Raises `UserError` for a value that is no number.
     """
-    return max(1, _number(_HERE)) if _HERE in os.environ else 1
+    return max(1, _number(_HERE)) if _HERE in _given() else 1
 
 
 def is_main_process() -> bool:
-    """Return True in the main process, by the environment (outside `join`)."""
-    return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
+    """Return True in the main process."""
+    return "WORLD_SIZE" not in _given() or _given().get("RANK", "0") == "0"
 
 
 def on_several_machines(given: dict[str, int]) -> bool:
@@ -47,7 +59,7 @@ def on_several_machines(given: dict[str, int]) -> bool:
 
 @contextmanager
 def silence_other_processes() -> Iterator[None]:
-    """Discard the output of every process except the main one, by the environment (outside `join`).
+    """Discard the output of every process except the main one.
 
     The first process of each other machine prints its errors there.
     """
@@ -55,14 +67,14 @@ def silence_other_processes() -> Iterator[None]:
         if not is_main_process():
             nowhere = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(redirect_stdout(nowhere))
-            if os.environ.get("LOCAL_RANK") != "0":
+            if _given().get("LOCAL_RANK") != "0":
                 stack.enter_context(redirect_stderr(nowhere))
         yield
 
 
 def is_launched() -> bool:
     """Return True if a launcher started this process, alone or with others."""
-    return any(name in os.environ for name in (*NAMES, _ACCELERATE))
+    return any(name in _given() for name in (*NAMES, _ACCELERATE))
 
 
 def environment() -> dict[str, int]:
@@ -71,7 +83,7 @@ def environment() -> dict[str, int]:
     Raises `UserError` for values that are not numbers, and if the launcher was asked for several processes but this one
     would work alone: each would make a whole run.
     """
-    given = {name: _number(name) for name in NAMES if name in os.environ}
+    given = {name: _number(name) for name in NAMES if name in _given()}
     found = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0} | given
     if ("RANK" in given) != ("WORLD_SIZE" in given) and max(found["RANK"], found["WORLD_SIZE"] - 1) > 0:
         raise UserError(f"the environment has only one of RANK and WORLD_SIZE. {_WAY_OUT}")
@@ -116,8 +128,13 @@ def _refuse_copies() -> None:
         )
 
 
+def _given() -> dict[str, str]:
+    return os.environ | _hidden
+
+
 def _number(name: str) -> int:
+    value = _given()[name]
     try:
-        return int(os.environ[name])
+        return int(value)
     except ValueError:
-        raise UserError(f"{name}: expected a number in the environment, got {os.environ[name]!r}") from None
+        raise UserError(f"{name}: expected a number in the environment, got {value!r}") from None

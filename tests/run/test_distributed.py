@@ -311,6 +311,19 @@ def test_what_the_launcher_says_must_make_sense(as_one_of_three) -> None:
         launcher.launched_processes()
 
 
+def test_what_is_hidden_from_libraries_is_not_hidden_from_a_run(as_one_of_three) -> None:
+    """As by `accelerate launch`, which would be refused if this process seemed to be alone."""
+    as_one_of_three.setenv("LOCAL_WORLD_SIZE", "3")
+    as_one_of_three.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    as_one_of_three.setenv("MASTER_ADDR", "10.0.0.1")
+    before = launcher.environment()
+    with launcher.hide():
+        assert not set(launcher.NAMES) & set(os.environ)
+        assert launcher.environment() == before
+        assert (launcher.launched_processes(), launcher.processes_here()) == (3, 3)
+    assert set(launcher.NAMES) <= set(os.environ)
+
+
 COPIES = {
     "accelerate launch --num_machines 2, without GPUs": (
         {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "10.0.0.1"}, "accelerate launch was asked for several"
