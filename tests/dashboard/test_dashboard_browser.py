@@ -436,7 +436,7 @@ def shown(page: Any) -> tuple[str, str]:
 
 
 def wait_until_shown(page: Any, run: str, tab: str) -> None:
-    wait_for(lambda: shown(page) == (run, tab), 30, lambda: f"{shown(page)} at {page.url}")
+    wait_for(lambda: shown(page) == (run, tab) and run in page.title(), 30, lambda: f"{shown(page)} at {page.url}")
 
 
 def test_run_and_tab_are_in_the_address(hundred, open_page) -> None:
