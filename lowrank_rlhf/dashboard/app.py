@@ -69,7 +69,18 @@ def build(folder: RunsFolder, chat: ChatWorker) -> gr.Blocks:
                     build_tab(pages[name])
         page = pages["runs"]
         address.connect(_connect(blocks, page, theme), page, list(_TABS))
+    _show_progress_of_hidden_events_on(theme, blocks)
     return blocks
+
+
+def _show_progress_of_hidden_events_on(component: gr.Button, blocks: gr.Blocks) -> None:
+    """Name one small component for the progress that is not shown.
+
+    Gradio's script copies every component that may show some event's progress, with its value, at each event.
+    """
+    for event in blocks.fns.values():
+        if event.show_progress == "hidden":
+            event.show_progress_on = [component]
 
 
 def _only(shown: str) -> list[dict[str, Any]]:

@@ -294,6 +294,15 @@ def test_only_the_list_of_runs_and_the_shown_tab_are_kept_up_to_date(tmp_path) -
         assert [timer["active"] for timer in fn.fn()].count(True) == 1
 
 
+def test_an_event_without_progress_names_one_component_for_it(tmp_path) -> None:
+    """Gradio's script copies every output that may show some event's progress, at each tick of a timer."""
+    config = app.build(RunsFolder(tmp_path), ChatWorker()).get_config_file()
+    hidden = [event["show_progress_on"] for event in config["dependencies"] if event["show_progress"] == "hidden"]
+    assert len(hidden) > 50
+    assert [len(each) for each in hidden] == [1] * len(hidden)
+    assert len({each[0] for each in hidden}) == 1
+
+
 def test_every_group_of_choices_has_a_name(tmp_path) -> None:
     """Gradio calls one without a label Radio."""
     config = app.build(RunsFolder(tmp_path), ChatWorker()).get_config_file()
