@@ -121,6 +121,7 @@ def long(url: str, chromium: Any) -> Iterator[Any]:
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(f"{url}/?run=long&tab=watch")
+    page.wait_for_function("window.shownRun === 'long'")  # what is drawn before may be drawn again
     page.wait_for_selector("#watch-curves svg[data-curve]")
     page.wait_for_function("document.querySelector('.curve-tools').innerText.startsWith('Smoothing')")
     yield page
