@@ -51,7 +51,7 @@ def browser() -> Iterator[Any]:
 
 @contextmanager
 def closing_pages() -> Iterator[None]:
-    """Close the pages that were opened inside: an open one polls its server, for a third of a core."""
+    """Close the pages that were opened inside: an open one keeps polling its server."""
     before = {context for opened in _open for context in opened.contexts}
     yield
     for opened in _open:
